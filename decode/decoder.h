@@ -37,29 +37,29 @@ struct Statistics {
     int prompt_tokens = 0;
     int emitted = 0;
     StopReason stop = StopReason::max_tokens;
-    int rounds = 0;                       // target passes after prefill, each emits at least one token
-    int target_nodes = 0;                 // nodes verified in them, roots included
-    int draft_passes = 0;                 // after prefill
-    int draft_nodes = 0;                  // evaluated in them
-    int ngram_guesses = 0;                // nodes evaluated ahead on the n-gram's word
-    int ngram_confirmed = 0;              // of these, the ones the draft then chose
-    int proposed = 0;                     // tree nodes below the root
-    int accepted = 0;                     // of these, the ones the target chose
-    std::array<int, 3> by_origin = {};    // emitted tokens by Origin
+    int rounds = 0;                     // target passes after prefill, each emits at least one token
+    int target_nodes = 0;               // nodes verified in them, roots included
+    int draft_passes = 0;               // after prefill
+    int draft_nodes = 0;                // evaluated in them
+    int ngram_guesses = 0;              // nodes evaluated ahead on the n-gram's word
+    int ngram_confirmed = 0;            // of these, the ones the draft then chose
+    int proposed = 0;                   // tree nodes below the root
+    int accepted = 0;                   // of these, the ones the target chose
+    std::array<int, 3> by_origin = {};  // emitted tokens by Origin
     std::array<int, kMaxDepth + 1> proposed_by_depth = {};  // [d]: rounds whose tree reached depth d
     std::array<int, kMaxDepth + 1> accepted_by_depth = {};  // [d]: rounds that accepted a node at depth d
     double prefill_ms = 0, draft_ms = 0, ngram_ms = 0, target_ms = 0, total_ms = 0;
-    std::string device;                   // "CPU, 2 threads" or the GPU's name
-    uint64_t device_bytes = 0;            // memory allocated for weights, caches and scratch
+    std::string device;         // "CPU, 2 threads" or the GPU's name
+    uint64_t device_bytes = 0;  // memory allocated for weights, caches and scratch
 };
 
 class Decoder {
 public:
     virtual ~Decoder() = default;
 
-    // Writes the continuation of request.prompt; `emit` is called in order with what each round accepted and returns false
-    // to stop (what it was given still counts). The tokens are a function of weights, prompt, sampling and limits alone:
-    // design §2. Throws Error on a request the model cannot serve.
+    // Writes the continuation of request.prompt; `emit` is called in order with what each round accepted and returns
+    // false to stop (what it was given still counts). The tokens are a function of weights, prompt, sampling and limits
+    // alone: design §2. Throws Error on a request the model cannot serve.
     virtual Statistics generate(const Request& request, const std::function<bool(std::span<const Emitted>)>& emit) = 0;
 
     // Natural-log probability of each token but the first given those before it: n - 1 values for n tokens,

@@ -1,0 +1,18 @@
+// The decode loop over any engine: prefill, then rounds of draft, verify, accept, commit (design §1, §7).
+#pragma once
+
+#include <functional>
+#include <span>
+
+#include "decode/decoder.h"
+#include "decode/model.h"
+#include "decode/ngram.h"
+
+// Runs the request; draft may be null in baseline mode, table.header null where there is no table. Fills every field of
+// Statistics but `device` and `device_bytes`. Throws Error(kExitUsage) when the prompt is empty, holds ids outside the
+// vocabulary or leaves no room in the context.
+Statistics generate(Model& target, Model* draft, const NgramView& table, const Request& request,
+                    const std::function<bool(std::span<const Emitted>)>& emit);
+
+// Log-probability of tokens[1..n) given those before each: n - 1 values.
+std::vector<float> score(Model& target, std::span<const int32_t> tokens);
