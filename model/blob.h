@@ -2,10 +2,12 @@
 // place.
 //
 //   BlobHeader                     4 KiB: magic, version, file size, the table of sections, its checksum
-//   section ...                    each at a multiple of 4 KiB, checksummed with XXH3-128
+//   sections                       each at a multiple of 4 KiB, in the order of the table, checksummed with XXH3-128:
 //     target, draft (optional)     ModelHeader, then the tensors at the offsets that ModelLayout computes from the
 //     shape tokenizer (optional)         model/tokenizer.h n-gram (optional)            NgramHeader, then its tables
 //     metadata                     JSON text: source names, dates, licence, dtype
+//
+// Whatever lies between sections and tensors is zero.
 //
 // Matrices are (rows, columns) = (out_features, in_features), fp16, both padded with zeros to multiples of 16, cut into
 // tiles of 16 rows by all columns. A tile is a run of 16 x 16 blocks in ascending column order, a block is the A
@@ -23,12 +25,14 @@
 #include <vector>
 
 #include "model/config.h"
+#include "model/host_device.h"
 
 constexpr char kBlobMagic[8] = {'S', 'G', 'P', 'T', '2', 'B', 'L', 'B'};
 constexpr uint32_t kBlobVersion = 1;
 constexpr uint64_t kSectionAlignment = 4096;
 constexpr uint64_t kTensorAlignment = 256;
 constexpr int kMaxSections = 16;
+constexpr uint64_t kChecksumOnLoad = 64 << 20;  // bytes; larger sections are checksummed by verify() alone
 
 enum class SectionKind : uint32_t { target = 1, draft = 2, tokenizer = 3, ngram = 4, metadata = 5 };
 const char* section_name(SectionKind kind);
@@ -58,16 +62,25 @@ struct ModelHeader {
 };
 static_assert(sizeof(ModelHeader) == kTensorAlignment);
 
-constexpr int pad16(int n) {
+HD constexpr int pad16(int n) {
     return (n + 15) / 16 * 16;
 }
 
 // Offset in halves of element (row, column) of a tiled matrix with `columns` columns.
-constexpr uint64_t tiled_index(uint64_t row, uint64_t column, uint64_t columns) {
+HD constexpr uint64_t tiled_index(uint64_t row, uint64_t column, uint64_t columns) {
     const uint64_t tile = row / 16, block = column / 16, r = row % 16, c = column % 16;
     const uint64_t lane = (r % 8) * 4 + (c % 8) / 2, within = (c / 8) * 4 + (r / 8) * 2 + c % 2;
     return (tile * ((columns + 15) / 16) + block) * 256 + lane * 8 + within;
 }
+
+// Where one tensor of a checkpoint stands in a model's section.
+enum class Form { tiles, rows, vector };  // fp16 in tiles; fp16 row-major; fp32
+struct TensorPlace {
+    std::string name;  // as in Hugging Face's checkpoints, without "transformer.": "h.0.attn.c_attn.weight"
+    Form form;
+    uint64_t rows, columns;  // (out_features, in_features); a vector is (rows, 1)
+    uint64_t offset, size;   // bytes, padding of the tiles included
+};
 
 // Byte offsets of a model's tensors from the start of its section. Writer and readers share it.
 struct LayerLayout {
@@ -85,6 +98,7 @@ struct ModelLayout {
     uint64_t ln_f_weight, ln_f_bias;  // (n_embd) fp32
     uint64_t lm_head;                 // (n_vocab, n_embd) tiles; equals wte when tied
     uint64_t size;                    // of the section, bytes
+    std::vector<TensorPlace> tensor;  // all of the above, in ascending order of offset
 
     explicit ModelLayout(const Config& config);  // the config must be free of faults
 };
@@ -118,6 +132,8 @@ struct ModelView {
 // probing from ngram_hash), then n_vocab entries of bigram contexts by token, then one entry for no context.
 constexpr int kNgramSuccessors = 4;
 constexpr uint32_t kNoToken = 0xffffffffu;
+constexpr uint32_t kMaxLog2Slots = 28;
+constexpr uint32_t kMaxProbes = 1023;
 struct NgramEntry {
     uint32_t context[2];                     // the last two tokens, older first; only trigram entries use it
     uint32_t token[kNgramSuccessors];        // kNoToken fills the rest; token[0] == kNoToken: the slot is empty
@@ -126,13 +142,21 @@ struct NgramEntry {
 struct NgramHeader {
     uint32_t n_vocab;
     uint32_t log2_slots;
-    uint32_t max_probes;  // no context lies further than this many slots from its hash
+    uint32_t max_probes;  // no context lies further than this many slots after its hash's
     uint32_t reserved;
     uint64_t n_contexts;       // occupied trigram slots
     uint64_t n_source_tokens;  // length of the text the table was built from
     uint8_t padding[32];
 };
 static_assert(sizeof(NgramEntry) == 32 && sizeof(NgramHeader) == 64);
+
+// The slot of a context is ngram_hash & (slots - 1), or else one of the max_probes slots after it (cyclically); an
+// empty slot on the way ends the search.
+HD constexpr uint32_t ngram_hash(uint32_t older, uint32_t newer) {
+    uint32_t h = (older * 0x9e3779b1u ^ newer) * 0x85ebca6bu;
+    h = (h ^ h >> 15) * 0xc2b2ae35u;
+    return h ^ h >> 16;
+}
 
 struct NgramView {
     const NgramHeader* header;
@@ -141,13 +165,18 @@ struct NgramView {
     const NgramEntry* unigram;  // (1)
 };
 
+// The n-gram section `bytes`, once its sizes are known to agree with each other and its tokens to lie below n_vocab;
+// else an Error(kExitBadModel) that begins with `name`.
+NgramView ngram_view(std::span<const uint8_t> bytes, int n_vocab, const std::string& name);
+
 // A mapped blob. Opening checks everything that use relies on (sizes, overlaps, shapes against sizes, ids against the
-// vocabulary) and throws Error(kExitBadModel) with a sentence; verify() reads every byte and adds the checksums, that
-// all weights are finite, and that n-gram contexts stand where their hash puts them.
+// vocabulary) and the checksums of sections up to kChecksumOnLoad bytes, and throws Error(kExitBadModel) with a
+// sentence; verify() reads every byte and adds the remaining checksums, that all weights are finite, that padding is
+// zero, and that n-gram contexts stand where a search finds them.
 class Blob {
 public:
     static Blob open(const std::string& path);                                  // a file
-    static Blob view(std::span<const uint8_t> bytes, const std::string& name);  // memory that outlives the blob
+    static Blob view(std::span<const uint8_t> bytes, const std::string& name);  // 16-byte aligned, outlives the blob
 
     ModelView target() const;
     bool has_draft() const;

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "model/host_device.h"
+
 struct Config {
     int32_t n_layer;
     int32_t n_head;
@@ -14,7 +16,7 @@ struct Config {
     int32_t eos_token;  // -1: none
     int32_t tied;       // 1: the head is wte; 0: the blob holds an lm_head of its own
 
-    int head_size() const { return n_embd / n_head; }
+    HD int head_size() const { return n_embd / n_head; }
     bool operator==(const Config&) const = default;
 };
 

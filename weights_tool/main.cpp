@@ -25,5 +25,8 @@ int main(int argc, char** argv) {
     } catch (const std::bad_alloc&) {
         std::fprintf(stderr, "weights_tool: out of memory\n");
         return kExitOutOfMemory;
+    } catch (const std::exception& e) {
+        std::fprintf(stderr, "weights_tool: %s\n", e.what());
+        return kExitFailed;
     }
 }
