@@ -67,7 +67,7 @@ ModelLayout::ModelLayout(const Config& config) : size(sizeof(ModelHeader)) {
     lm_head = config.tied ? wte : add("lm_head.weight", Form::tiles, n_vocab, n_embd);
 }
 
-static ModelView model_view(std::span<const uint8_t> section) {
+ModelView model_view(std::span<const uint8_t> section) {
     ModelView view;
     view.config = reinterpret_cast<const ModelHeader*>(section.data())->config;
     view.base = section.data();

@@ -127,6 +127,10 @@ struct ModelView {
     const uint16_t* lm_head;               // tiles of (n_vocab, n_embd)
 };
 
+// The views into a model section: a ModelHeader whose config is free of faults, then ModelLayout's tensors. 16-byte
+// aligned.
+ModelView model_view(std::span<const uint8_t> section);
+
 // The n-gram table: for a context, up to four successors with their Katz back-off probabilities, best first. An entry
 // is one 32-byte sector. Section: NgramHeader, then 2^log2_slots entries of trigram contexts (open addressing, linear
 // probing from ngram_hash), then n_vocab entries of bigram contexts by token, then one entry for no context.
