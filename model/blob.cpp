@@ -176,7 +176,7 @@ NgramView ngram_view(std::span<const uint8_t> bytes, int n_vocab, const std::str
         refuse(name, "claims 2^" + std::to_string(header.log2_slots) + " slots (at most 2^" +
                          std::to_string(kMaxLog2Slots) + " are allowed)");
     const uint64_t slots = uint64_t(1) << header.log2_slots, entries = slots + header.n_vocab + 1;
-    if (header.max_probes > kMaxProbes || header.max_probes >= slots || header.n_contexts > slots)
+    if (header.max_probes > kMaxProbes || header.max_probes > slots || header.n_contexts > slots)
         refuse(name, "has damaged limits: " + std::to_string(header.n_contexts) + " contexts and " +
                          std::to_string(header.max_probes) + " probes in " + std::to_string(slots) + " slots");
     if (bytes.size() != sizeof header + entries * sizeof(NgramEntry))
@@ -325,6 +325,7 @@ static bool ranked(const NgramEntry& entry) {
 static void verify_ngram(const NgramView& view, const std::string& name) {
     const NgramHeader& header = *view.header;
     const uint64_t mask = (uint64_t(1) << header.log2_slots) - 1;
+    const std::string lost = "has a context that a search can't find; build it again with weights_tool ngram";
     uint64_t n_contexts = 0;
     for (uint64_t slot = 0; slot <= mask; slot++) {
         const NgramEntry& entry = view.trigram[slot];
@@ -337,9 +338,9 @@ static void verify_ngram(const NgramView& view, const std::string& name) {
         for (uint64_t probe = home; probe != slot; probe = (probe + 1) & mask) {
             const NgramEntry& before = view.trigram[probe];
             const bool same = before.context[0] == older && before.context[1] == newer;
-            if (((probe - home) & mask) >= header.max_probes || before.token[0] == kNoToken || same)
-                refuse(name, "has a context that a search can't find; build it again with weights_tool ngram");
+            if (before.token[0] == kNoToken || same) refuse(name, lost);
         }
+        if (((slot - home) & mask) >= header.max_probes) refuse(name, lost);
     }
     if (n_contexts != header.n_contexts)
         refuse(name, "holds " + std::to_string(n_contexts) + " contexts, but its header says " +

@@ -137,7 +137,7 @@ ModelView model_view(std::span<const uint8_t> section);
 constexpr int kNgramSuccessors = 4;
 constexpr uint32_t kNoToken = 0xffffffffu;
 constexpr uint32_t kMaxLog2Slots = 28;
-constexpr uint32_t kMaxProbes = 1023;
+constexpr uint32_t kMaxProbes = 1024;
 struct NgramEntry {
     uint32_t context[2];                     // the last two tokens, older first; only trigram entries use it
     uint32_t token[kNgramSuccessors];        // kNoToken fills the rest; token[0] == kNoToken: the slot is empty
@@ -146,7 +146,7 @@ struct NgramEntry {
 struct NgramHeader {
     uint32_t n_vocab;
     uint32_t log2_slots;
-    uint32_t max_probes;  // no context lies further than this many slots after its hash's
+    uint32_t max_probes;  // slots that a search looks at before it gives up
     uint32_t reserved;
     uint64_t n_contexts;       // occupied trigram slots
     uint64_t n_source_tokens;  // length of the text the table was built from

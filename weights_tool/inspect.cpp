@@ -62,7 +62,7 @@ static void print_info(const Blob& blob) {
     if (blob.has_ngram()) {
         const NgramHeader& header = *blob.ngram().header;
         std::printf("n-gram     %" PRIu64 " contexts in 2^%u slots, at most %u probes, from %" PRIu64 " tokens\n",
-                    header.n_contexts, header.log2_slots, header.max_probes + 1, header.n_source_tokens);
+                    header.n_contexts, header.log2_slots, header.max_probes, header.n_source_tokens);
     }
     std::printf("metadata   %s\n", blob.metadata().c_str());
     for (uint32_t i = 0; i < blob.header().n_sections; i++) {
