@@ -21,7 +21,7 @@ HD inline const NgramEntry* ngram_entry(const NgramView& table, int32_t older, i
     if (older >= 0) {
         const uint64_t mask = (uint64_t(1) << table.header->log2_slots) - 1;
         uint64_t slot = ngram_hash(uint32_t(older), uint32_t(newer)) & mask;
-        for (uint32_t probe = 0; probe <= table.header->max_probes; ++probe, slot = (slot + 1) & mask) {
+        for (uint32_t probe = 0; probe < table.header->max_probes; ++probe, slot = (slot + 1) & mask) {
             const NgramEntry& entry = table.trigram[slot];
             if (entry.token[0] == kNoToken) break;
             if (entry.context[0] == uint32_t(older) && entry.context[1] == uint32_t(newer)) return &entry;

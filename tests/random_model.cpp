@@ -59,7 +59,7 @@ RandomTable make_random_table(int n_vocab, uint64_t seed) {
         uint32_t probe = 0;
         while (table.trigram[(hash + probe) & mask].token[0] != kNoToken) ++probe;
         table.trigram[(hash + probe) & mask] = entry;
-        table.header.max_probes = std::max(table.header.max_probes, probe);
+        table.header.max_probes = std::max(table.header.max_probes, probe + 1);
         ++table.header.n_contexts;
     }
     return table;

@@ -1,0 +1,30 @@
+# The front door. Everything is built by Ninja below $(BUILD); scripts/configure writes the list of what to build.
+#
+#   make            both executables, release        make ARCHS="90"   for the given GPU architectures only
+#   make demo       writes text with the model linked into the executable
+#   make test       all tests but the long ones      make test-long    the long ones
+#   make clean
+
+BUILD ?= build
+ARCHS ?= 80 86 89 90 100 120
+
+.PHONY: all demo test test-long clean configure
+all: configure
+	@ninja -C $(BUILD) $(BUILD_TARGETS)
+
+configure:
+	@scripts/configure "$(BUILD)" "$(ARCHS)"
+
+PROMPT = def fibonacci(n):
+demo: all
+	@echo '$$ $(BUILD)/staged-gpt2 --stats "$(PROMPT)"'
+	@$(BUILD)/staged-gpt2 --echo --stats --max-tokens 120 "$(PROMPT)"
+
+test: all
+	@BUILD=$(BUILD) $(BUILD)/tests --test-case-exclude='long:*,bench:*'
+
+test-long: all
+	@BUILD=$(BUILD) $(BUILD)/tests --test-case='long:*'
+
+clean:
+	@rm -rf $(BUILD)
