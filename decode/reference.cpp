@@ -14,6 +14,9 @@ typedef uint16_t Half8 __attribute__((vector_size(16)));
 // Compiled twice, the processor's own version is taken at start: same operations, same bits.
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("default", "avx2")))
 
+// Below so many 16 x 16 blocks of work, waking the other threads costs more than they save.
+static constexpr int kWorthThreads = 256;
+
 static constexpr int kChunk = 8;  // blocks of 16 columns converted at a time: 8 KB of float, stays in the first cache
 
 // One row tile: out[c][0..16) = sum over k of weight(row, k) in[c][k], for n columns c.
@@ -59,7 +62,7 @@ FOR_EACH_PROCESSOR static void multiply_tile(const uint16_t* tile, int blocks, c
 // pad16(rows)).
 static void matmul(const uint16_t* weight, int rows, int columns, const float* in, int n, float* out) {
     const int tiles = pad16(rows) / 16, blocks = pad16(columns) / 16;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (tiles * blocks * n > kWorthThreads)
     for (int tile = 0; tile < tiles; ++tile)
         multiply_tile(weight + size_t(tile) * blocks * 256, blocks, in, n, out + tile * 16, pad16(rows));
 }
@@ -172,7 +175,7 @@ void Reference::attention(int l, const Pass& pass) {
     const int E = c.n_embd, size = c.head_size();
     const float scale = 1 / std::sqrt(float(size));
     const size_t qkv_stride = pad16(3 * E);
-#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+#pragma omp parallel for collapse(2) schedule(dynamic, 4) if (pass.n * E / 256 * (pass.base + 1) > kWorthThreads)
     for (int i = 0; i < pass.n; ++i)
         for (int head = 0; head < c.n_head; ++head) {
             int path[kMaxSlots], length = 0;  // slots from the node up
@@ -210,12 +213,12 @@ void Reference::attention(int l, const Pass& pass) {
 }
 
 void Reference::choose(const Sampling& sampling, std::span<int32_t> chosen) {
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (chosen.size() > 1)
     for (int i = 0; i < int(chosen.size()); ++i) chosen[i] = ::choose(logits(i), sampling, position_[i] + 1);
 }
 
 void Reference::propose(const Sampling& sampling, float tau, int n_children, std::span<Child> children) {
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (children.size() > size_t(n_children))
     for (int i = 0; i < int(children.size()) / n_children; ++i)
         ::propose(logits(i), sampling, position_[i] + 1, tau, children.subspan(size_t(i) * n_children, n_children));
 }
