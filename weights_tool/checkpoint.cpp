@@ -38,11 +38,16 @@ static bool usable(const json& config, const char* key) {
     return config.contains(key) && !config[key].is_null();
 }
 
+// A value as a message shows it.
+static std::string shown(const json& value) {
+    return in_quotes(value.is_string() ? value.get<std::string>() : value.dump());
+}
+
 static int read_int(const json& config, const char* key, const std::string& path) {
     if (!usable(config, key)) refuse(path, std::string("has no ") + key + ": not the config of a GPT-2");
     const json& value = config[key];
     if (!value.is_number_integer() || value < 0 || value > std::numeric_limits<int32_t>::max())
-        refuse(path, std::string(key) + " is " + in_quotes(value.dump()) + ", not a number that a GPT-2 can have");
+        refuse(path, std::string(key) + " is " + shown(value) + ", not a number that a GPT-2 can have");
     return value;
 }
 
@@ -54,12 +59,12 @@ static bool read_bool(const json& config, const char* key, bool otherwise, const
 
 // The defaults are those of transformers' GPT2Config.
 static Config read_config(const json& config, const std::string& path) {
-    const std::string type = config.value("model_type", json()).dump();
-    if (type != "\"gpt2\"")
-        refuse(path, "has the model_type " + in_quotes(type) + "; only GPT-2 checkpoints (\"gpt2\") can be converted");
-    const std::string activation = config.value("activation_function", json("gelu_new")).dump();
-    if (activation != "\"gelu_new\"" && activation != "\"gelu_pytorch_tanh\"")
-        refuse(path, "has the activation_function " + in_quotes(activation) +
+    const json type = config.value("model_type", json());
+    if (type != "gpt2")
+        refuse(path, "has the model_type " + shown(type) + "; only GPT-2 checkpoints (\"gpt2\") can be converted");
+    const json activation = config.value("activation_function", json("gelu_new"));
+    if (activation != "gelu_new" && activation != "gelu_pytorch_tanh")
+        refuse(path, "has the activation_function " + shown(activation) +
                          "; only gelu_new and gelu_pytorch_tanh are supported");
     if (!read_bool(config, "scale_attn_weights", true, path))
         refuse(path, "sets scale_attn_weights to false, which is not supported");

@@ -1,5 +1,5 @@
-// weights_tool convert: a target, a draft, their tokenizer and an n-gram table become one blob.
-#include <algorithm>
+#include "weights_tool/convert.h"
+
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
@@ -17,10 +17,6 @@
 #include "weights_tool/pack.h"
 
 using nlohmann::json;
-
-struct ConvertOptions {
-    std::string target, draft, ngram, output;
-};
 
 // Last part of a path: blobs do not tell where on a disk they were made.
 static std::string base_name(const std::string& path) {
@@ -46,7 +42,7 @@ static json describe(const Checkpoint& checkpoint) {
     return about;
 }
 
-static void convert(const ConvertOptions& options) {
+void convert(const ConvertOptions& options) {
     const Checkpoint target = open_checkpoint(options.target);
     std::optional<Checkpoint> draft;
     if (!options.draft.empty()) {
