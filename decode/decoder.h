@@ -62,6 +62,9 @@ public:
     // alone: design §2. Throws Error on a request the model cannot serve.
     virtual Statistics generate(const Request& request, const std::function<bool(std::span<const Emitted>)>& emit) = 0;
 
+    // The tree settings that pay on this device. Any others give the same text.
+    virtual TreeSettings default_tree() const = 0;
+
     // Natural-log probability of each token but the first given those before it: n - 1 values for n tokens,
     // 1 <= n <= n_positions.
     virtual std::vector<float> score(std::span<const int32_t> tokens) = 0;

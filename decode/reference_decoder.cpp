@@ -24,6 +24,11 @@ public:
         return stats;
     }
 
+    // On a CPU a pass costs nearly as much as its nodes, so only a short chain pays (docs/measurements.md).
+    TreeSettings default_tree() const override {
+        return {.nodes = 6, .children = 1, .draft_width = 4, .draft_passes = 4, .ngram_nodes = 3, .draft_cost = 0.2f};
+    }
+
     std::vector<float> score(std::span<const int32_t> tokens) override { return ::score(target_, tokens); }
 
 private:
