@@ -322,7 +322,7 @@ static bool ranked(const NgramEntry& entry) {
     return true;
 }
 
-static void verify_ngram(const NgramView& view, const std::string& name) {
+void verify_ngram(const NgramView& view, const std::string& name) {
     const NgramHeader& header = *view.header;
     const uint64_t mask = (uint64_t(1) << header.log2_slots) - 1;
     const std::string lost = "has a context that a search can't find; build it again with weights_tool ngram";

@@ -172,6 +172,8 @@ struct NgramView {
 // The n-gram section `bytes`, once its sizes are known to agree with each other and its tokens to lie below n_vocab;
 // else an Error(kExitBadModel) that begins with `name`.
 NgramView ngram_view(std::span<const uint8_t> bytes, int n_vocab, const std::string& name);
+// The same for what is not relied on: contexts stand where a search finds them, successors are ranked.
+void verify_ngram(const NgramView& view, const std::string& name);
 
 // A mapped blob. Opening checks everything that use relies on (sizes, overlaps, shapes against sizes, ids against the
 // vocabulary) and the checksums of sections up to kChecksumOnLoad bytes, and throws Error(kExitBadModel) with a

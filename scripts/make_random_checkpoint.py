@@ -115,6 +115,8 @@ def main():
             size += write_shard(os.path.join(args.out, name_of(shard)), entries)
             entries, shard = [], shard + 1
         dtype = dtypes[i % len(dtypes)]
+        if name == "lm_head.weight" and not args.untied:
+            dtype = dtypes[0]  # wte's
         entries.append((name, dtype, list(values.shape), to_bytes(values, dtype)))
         weight_map[name] = name_of(shard)
         elements += values.size

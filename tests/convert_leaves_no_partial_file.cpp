@@ -97,6 +97,7 @@ TEST_CASE("places where no file can be") {
     CHECK(opening(folder / "none/out").find("can't be created: No such file") != std::string::npos);
     CHECK(opening(folder.path).find("is not a regular file") != std::string::npos);
     CHECK(opening("/dev/null").find("is not a regular file") != std::string::npos);
+    CHECK(opening("").find("empty name") != std::string::npos);
     CHECK(fs::is_character_file("/dev/null"));
     CHECK(opening(folder / std::string(300, 'x')).find("can't be created: File name too long") != std::string::npos);
 }

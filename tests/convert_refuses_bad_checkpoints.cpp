@@ -229,6 +229,11 @@ TEST_CASE("a draft or table for another vocabulary") {
     const std::vector<uint8_t> table = small_table(70);
     write_file(folder / "table", std::string(table.begin(), table.end()));
     refused(folder, "vocabulary of 70 tokens, but the target has 40", {"", "", folder / "table", ""});
+    std::vector<uint8_t> lost = small_table(70);  // its contexts collide: they need more than one probe
+    reinterpret_cast<NgramHeader*>(lost.data())->max_probes = 1;
+    write_file(folder / "table", std::string(lost.begin(), lost.end()));
+    make_small_checkpoint(1, 1, 16, 8, 70, 1).write(folder / "model");
+    refused(folder, "table has a context that a search can't find", {"", "", folder / "table", ""});
     write_file(folder / "table", "text");
     refused(folder, "too few for an n-gram table", {"", "", folder / "table", ""});
     refused(folder, "missing does not exist", {"", "", folder / "missing", ""});

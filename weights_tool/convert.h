@@ -10,5 +10,6 @@ struct ConvertOptions {
     std::string output;  // the blob
 };
 
-// Throws Error where an input is bad or the blob can't be written; the output then is as it was before.
-void convert(const ConvertOptions& options);
+// Returns what the user should know about the blob, "" if that is nothing. Throws Error where an input is bad or the
+// blob can't be written; the output then is as it was before.
+std::string convert(const ConvertOptions& options);

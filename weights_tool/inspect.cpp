@@ -5,9 +5,10 @@
 #include <string>
 
 #include "model/blob.h"
+#include "model/tokenizer.h"
 #include "weights_tool/commands.h"
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;
 
 static uint64_t parameters(const Config& config) {
     uint64_t n = 0;
@@ -34,6 +35,8 @@ static json blob_json(const Blob& blob) {
     }
     about["target"] = model_json(blob.target());
     if (blob.has_draft()) about["draft"] = model_json(blob.draft());
+    if (!blob.tokenizer().empty())
+        about["tokenizer"] = {{"n_vocab", Tokenizer::from_section(blob.tokenizer()).n_vocab()}};
     if (blob.has_ngram()) {
         const NgramHeader& header = *blob.ngram().header;
         about["ngram"] = {{"contexts", header.n_contexts},
@@ -58,7 +61,10 @@ static void print_info(const Blob& blob) {
                 double(blob.header().file_size) / 1e6);
     print_model("target", blob.target());
     if (blob.has_draft()) print_model("draft", blob.draft());
-    if (blob.tokenizer().empty()) std::printf("tokenizer  none: prompts and text are token ids (--ids)\n");
+    if (blob.tokenizer().empty())
+        std::printf("tokenizer  none: prompts and text are token ids (--ids)\n");
+    else
+        std::printf("tokenizer  %d tokens\n", Tokenizer::from_section(blob.tokenizer()).n_vocab());
     if (blob.has_ngram()) {
         const NgramHeader& header = *blob.ngram().header;
         std::printf("n-gram     %" PRIu64 " contexts in 2^%u slots, at most %u probes, from %" PRIu64 " tokens\n",
@@ -92,7 +98,9 @@ void add_verify(CLI::App& app) {
     const auto path = std::make_shared<std::string>();
     command->add_option("BLOB", *path, "The file")->required();
     command->callback([path] {
-        Blob::open(*path).verify();
+        const Blob blob = Blob::open(*path);
+        blob.verify();
+        if (!blob.tokenizer().empty()) Tokenizer::from_section(blob.tokenizer());
         std::printf("%s: sound\n", path->c_str());
     });
 }

@@ -16,9 +16,13 @@ int main(int argc, char** argv) {
     add_verify(app);
     try {
         app.parse(argc, argv);
+        if (std::fflush(stdout) != 0 || std::ferror(stdout))
+            throw Error(kExitFailed, "standard output can't be written; is its disk full?");
         return kExitDone;
     } catch (const CLI::ParseError& e) {
-        return app.exit(e) ? kExitUsage : kExitDone;
+        if (e.get_exit_code() == 0) return app.exit(e);  // --help
+        std::fprintf(stderr, "weights_tool: %s; see weights_tool --help\n", e.what());
+        return kExitUsage;
     } catch (const Error& e) {
         std::fprintf(stderr, "weights_tool: %s\n", e.what());
         return e.code;

@@ -34,6 +34,7 @@ static void catch_signals() {
 }
 
 OutputFile::OutputFile(const std::string& path) : path_(path) {
+    if (path.empty()) throw Error(kExitUsage, "the output has an empty name; give another one");
     std::error_code ignored;
     if (std::filesystem::is_symlink(path_, ignored))  // replace the file that a link means, not the link
         path_ = std::filesystem::weakly_canonical(path_, ignored).string();
