@@ -191,9 +191,10 @@ Tokenizer Tokenizer::from_folder(const std::string& folder) {
     if (exists("vocab.json") && exists("merges.txt")) {
         read.add_vocabulary(path("vocab.json"), parse(path("vocab.json")));
         read.read_merges(path("merges.txt"));
-        if (exists("added_tokens.json"))
-            for (const auto& [spelling, id] : parse(path("added_tokens.json")).items())
-                read.add_special(path("added_tokens.json"), spelling, id);
+        if (exists("added_tokens.json")) {
+            const json added = parse(path("added_tokens.json"));
+            for (const auto& [spelling, id] : added.items()) read.add_special(path("added_tokens.json"), spelling, id);
+        }
     } else if (exists("tokenizer.json")) {
         read.read_tokenizer_json(path("tokenizer.json"));
     } else if (!std::filesystem::is_directory(folder)) {
