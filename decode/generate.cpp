@@ -39,8 +39,6 @@ void prefill(Model& model, int base, std::span<const int32_t> tokens) {
     }
 }
 
-}  // namespace
-
 void check_prompt(const std::vector<int32_t>& prompt, const Config& config) {
     if (prompt.empty()) throw Error(kExitUsage, "the prompt is empty; give at least one token of text to continue");
     if (int(prompt.size()) >= config.n_positions)
@@ -52,6 +50,8 @@ void check_prompt(const std::vector<int32_t>& prompt, const Config& config) {
             throw Error(kExitUsage, "token id " + std::to_string(id) + " is outside the vocabulary (0 to " +
                                         std::to_string(config.n_vocab - 1) + ")");
 }
+
+}  // namespace
 
 Statistics generate(Model& target, Model* draft, const NgramView& table, const Request& request,
                     const std::function<bool(std::span<const Emitted>)>& emit) {

@@ -8,9 +8,6 @@
 #include "decode/model.h"
 #include "decode/ngram.h"
 
-// Error(kExitUsage) if the prompt is empty, holds ids outside the vocabulary or leaves no room in the context.
-void check_prompt(const std::vector<int32_t>& prompt, const Config& config);
-
 // Runs the request; draft may be null in baseline mode, table.header null where there is no table. Fills every field of
 // Statistics but `device` and `device_bytes`. Throws Error(kExitUsage) when the prompt is empty, holds ids outside the
 // vocabulary or leaves no room in the context.
