@@ -32,10 +32,9 @@ struct Options {
 // A file's bytes; empty files are no error.
 std::string read_text(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
-    std::string text{std::istreambuf_iterator<char>(file), {}};
     if (!file || std::filesystem::is_directory(path))
         throw Error(kExitUsage, path + " can't be read; give files of text");
-    return text;
+    return {std::istreambuf_iterator<char>(file), {}};
 }
 
 void add_lines_of_ids(NgramText& text, std::string_view lines, const std::string& source) {

@@ -16,8 +16,8 @@
 //   d(r) = ((r + 1) n(r + 1) / (r n(r)) - q) / (1 - q)   for r <= k,   1 above.
 //
 // Where a text is too small or too regular for that (a d(r) outside (0, 1]), all r are discounted absolutely,
-// d(r) = (r - D) / r with D = n(1) / (n(1) + 2 n(2)) kept within [0.1, 0.9]. Where the shorter context has no
-// probability left for other tokens, those met are scaled to sum to 1.
+// d(r) = (r - D) / r with D = n(1) / (n(1) + 2 n(2)) kept within [0.1, 0.9], 0.5 if both are 0. Where the shorter
+// context has no probability left for other tokens, those met are scaled to sum to 1.
 //
 // Ranks are by probability, then by lower id. Nothing depends on time, threads or addresses: same text, same bytes.
 #pragma once
