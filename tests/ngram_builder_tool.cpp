@@ -1,6 +1,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 
 #include "model/blob.h"
@@ -40,8 +41,8 @@ TEST_CASE("weights_tool ngram: files of text and lines of their ids give the sam
     REQUIRE(run_ngram(folder, kDemo + "--ids -o " + (folder / "b") + " " + (folder / "ids"), said) == kExitDone);
     const std::string table = read_file(folder / "a");
     CHECK(read_file(folder / "b") == table);
-    const std::vector<NgramEntry> aligned(table.size() / sizeof(NgramEntry));
-    std::memcpy(const_cast<NgramEntry*>(aligned.data()), table.data(), table.size());
+    std::vector<NgramEntry> aligned(table.size() / sizeof(NgramEntry));
+    std::memcpy(aligned.data(), table.data(), table.size());
     const NgramView view = ngram_view({reinterpret_cast<const uint8_t*>(aligned.data()), table.size()}, 4096, "table");
     CHECK(view.header->n_contexts > 10);
 
@@ -49,6 +50,27 @@ TEST_CASE("weights_tool ngram: files of text and lines of their ids give the sam
             kExitDone);
     CHECK(read_file(folder / "b").size() == table.size() + (5000 - 4096) * sizeof(NgramEntry));
     REQUIRE(run_ngram(folder, "--ids --n-vocab 4096 -o " + (folder / "b") + " " + (folder / "ids"), said) == kExitDone);
+}
+
+TEST_CASE("weights_tool ngram and tokenize: a blob's tokenizer serves as well as its folder") {
+    const TemporaryFolder folder;
+    make_small_checkpoint(1, 1, 16, 8, 4096, 1).write(folder / "model");
+    for (const std::string name : {"vocab.json", "merges.txt"})
+        std::filesystem::copy("tests/golden/demo_vocab/" + name, (folder / "model") + "/" + name);
+    const char* build = std::getenv("BUILD");
+    const std::string tool = std::string(build ? build : "build") + "/weights_tool ", blob = folder / "blob";
+    REQUIRE(std::system((tool + "convert --target " + (folder / "model") + " -o " + blob).c_str()) == 0);
+    write_file(folder / "text", "def f(x):\n    return [x, x, x]\n");
+    std::string said;
+    CHECK(run_ngram(folder, kDemo + "-o " + (folder / "a") + " " + (folder / "text"), said) == kExitDone);
+    CHECK(run_ngram(folder, "--model " + blob + " -o " + (folder / "b") + " " + (folder / "text"), said) == kExitDone);
+    CHECK(read_file(folder / "a") == read_file(folder / "b"));
+    for (const std::string& source : {kDemo, "--model " + blob})
+        REQUIRE(std::system(
+                    (tool + "tokenize " + source + " <" + (folder / "text") + " >>" + (folder / "ids")).c_str()) == 0);
+    const std::string ids = read_file(folder / "ids");
+    CHECK(ids.size() > 20);
+    CHECK(ids.substr(0, ids.size() / 2) == ids.substr(ids.size() / 2));
 }
 
 TEST_CASE("weights_tool ngram: bad input is refused in a sentence and leaves no file") {
@@ -75,7 +97,7 @@ TEST_CASE("weights_tool ngram: bad input is refused in a sentence and leaves no 
     check_refused("--n-vocab 4096 " + (folder / "ids"), kExitUsage, "there is no tokenizer");
     check_refused(kDemo + "--n-vocab 4095 " + (folder / "ids"), kExitUsage,
                   "is less than the vocabulary's 4096 tokens");
-    check_refused(kDemo + "--max-mb 0.1 " + (folder / "ids"), kExitUsage, "--max-mb 0.1 is too little");
+    check_refused(kDemo + "--max-mb 0.1 " + (folder / "ids"), kExitUsage, "4096 tokens alone take 131 kB");
     check_refused(kDemo + "--min-count 0 " + (folder / "ids"), kExitUsage, "--min-count");
     check_refused("--vocab " + folder.path + " " + (folder / "ids"), kExitBadModel, "has no tokenizer");
     check_refused("--model " + (folder / "ids") + " " + (folder / "ids"), kExitBadModel, "ids");

@@ -87,9 +87,9 @@ void build(const Options& options) {
     NgramLimits limits = options.limits;
     const uint64_t within = contexts_within(uint64_t(options.max_mb * 1e6), text.n_vocab);
     if (!within)
-        throw Error(kExitUsage, "--max-mb " + CLI::detail::to_string(options.max_mb) +
-                                    " is too little for a vocabulary of " + std::to_string(text.n_vocab) +
-                                    " tokens, whose bigrams take 32 bytes each");
+        throw Error(kExitUsage, "--max-mb is too little: the bigrams of a vocabulary of " +
+                                    std::to_string(text.n_vocab) + " tokens alone take " +
+                                    std::to_string(uint64_t(text.n_vocab) * 32 / 1000) + " kB");
     limits.max_contexts = std::min(limits.max_contexts, within);
     const NgramText held_out = hold_out(text);
     const NgramTable table = build_ngram_table(text, limits);
