@@ -15,10 +15,10 @@ all: configure
 configure:
 	@scripts/configure "$(BUILD)" "$(ARCHS)"
 
-PROMPT = def fibonacci(n):
+DEMO = $(BUILD)/staged-gpt2 --echo --stats --max-tokens 120 "def fibonacci(n):"
 demo: all
-	@echo '$$ $(BUILD)/staged-gpt2 --stats "$(PROMPT)"'
-	@$(BUILD)/staged-gpt2 --echo --stats --max-tokens 120 "$(PROMPT)"
+	@echo '$$ $(DEMO)'
+	@$(DEMO)
 
 test: all
 	@BUILD=$(BUILD) $(BUILD)/tests --test-case-exclude='long:*,bench:*'

@@ -39,19 +39,24 @@ void prefill(Model& model, int base, std::span<const int32_t> tokens) {
     }
 }
 
-void check_prompt(const std::vector<int32_t>& prompt, const Config& config) {
-    if (prompt.empty()) throw Error(kExitUsage, "the prompt is empty; give at least one token of text to continue");
-    if (int(prompt.size()) >= config.n_positions)
-        throw Error(kExitUsage, "the prompt has " + std::to_string(prompt.size()) +
-                                    " tokens and the model's context is " + std::to_string(config.n_positions) +
-                                    "; shorten it to at most " + std::to_string(config.n_positions - 1) + " tokens");
-    for (int32_t id : prompt)
+}  // namespace
+
+void check_ids(std::span<const int32_t> ids, const Config& config, int room) {
+    const int most = config.n_positions - room;
+    if (ids.empty()) throw Error(kExitUsage, "the text is empty; give at least one token");
+    if (ids.size() > size_t(most))
+        throw Error(kExitUsage, "the text has " + std::to_string(ids.size()) + " tokens and the model's context is " +
+                                    std::to_string(config.n_positions) + "; shorten it to at most " +
+                                    std::to_string(most) + " tokens");
+    for (int32_t id : ids)
         if (id < 0 || id >= config.n_vocab)
             throw Error(kExitUsage, "token id " + std::to_string(id) + " is outside the vocabulary (0 to " +
                                         std::to_string(config.n_vocab - 1) + ")");
 }
 
-}  // namespace
+void check_prompt(const std::vector<int32_t>& prompt, const Config& config) {
+    check_ids(prompt, config, 1);
+}
 
 Statistics generate(Model& target, Model* draft, const NgramView& table, const Request& request,
                     const std::function<bool(std::span<const Emitted>)>& emit) {
@@ -172,10 +177,7 @@ Statistics generate(Model& target, Model* draft, const NgramView& table, const R
 }
 
 std::vector<float> score(Model& target, std::span<const int32_t> tokens) {
-    if (int(tokens.size()) > target.config().n_positions)
-        throw Error(kExitUsage, "the text has " + std::to_string(tokens.size()) +
-                                    " tokens and the model's context is " +
-                                    std::to_string(target.config().n_positions) + "; shorten it");
+    check_ids(tokens, target.config(), 0);
     std::vector<float> result;
     int32_t parent[kMaxNodes], slots[kMaxNodes];
     for (int i = 0; i < kMaxNodes; ++i) parent[i] = i - 1, slots[i] = i;

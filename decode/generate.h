@@ -8,6 +8,12 @@
 #include "decode/model.h"
 #include "decode/ngram.h"
 
+// Error(kExitUsage) unless these are 1 or more tokens of the vocabulary that leave `room` positions of the context.
+void check_ids(std::span<const int32_t> ids, const Config& config, int room);
+
+// The same for a prompt: it must leave room for a token.
+void check_prompt(const std::vector<int32_t>& prompt, const Config& config);
+
 // Runs the request; draft may be null in baseline mode, table.header null where there is no table. Fills every field of
 // Statistics but `device` and `device_bytes`. Throws Error(kExitUsage) when the prompt is empty, holds ids outside the
 // vocabulary or leaves no room in the context.
