@@ -1,5 +1,6 @@
 #include "tests/random_model.h"
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 
@@ -57,8 +58,10 @@ RandomTable make_random_table(int n_vocab, uint64_t seed) {
         for (uint32_t& token : entry.context) token = uint32_t(generator() % n_vocab);
         const uint32_t mask = (1u << kLog2Slots) - 1, hash = ngram_hash(entry.context[0], entry.context[1]);
         uint32_t probe = 0;
-        while (table.trigram[(hash + probe) & mask].token[0] != kNoToken) ++probe;
-        table.trigram[(hash + probe) & mask] = entry;
+        const auto slot = [&]() -> NgramEntry& { return table.trigram[(hash + probe) & mask]; };
+        while (slot().token[0] != kNoToken && !std::equal(entry.context, entry.context + 2, slot().context)) ++probe;
+        if (slot().token[0] != kNoToken) continue;  // this context is there already
+        slot() = entry;
         table.header.max_probes = std::max(table.header.max_probes, probe + 1);
         ++table.header.n_contexts;
     }
