@@ -560,8 +560,11 @@ void apply_line(const json& line, Generation& generation) {
                                               [&](const Setting& candidate) { return name == candidate.name; });
         if (setting == std::end(kSettings))
             throw Error(kExitUsage, "\"" + key + "\" is no option of generate; see staged-gpt2 --help");
-        for (const json& one : value.is_array() && name == "stop" ? value : json::array({value}))
+        for (const json& one : value.is_array() && name == "stop" ? value : json::array({value})) {
+            if (name == "stop" && !one.is_string())
+                throw Error(kExitUsage, "\"stop\" must be a string or an array of strings");
             setting->set(generation, name, one.is_string() ? one.get<std::string>() : one.dump());
+        }
     }
 }
 
@@ -609,15 +612,11 @@ json answer(const json& line, const Options& options, Decoder& decoder, const Bl
 
 // One result line for each line of the file or standard input that is not blank, in order. A line that cannot be served
 // gives {"error": ...} and, in the end, exit code 1.
-int generate_lines(const Options& options, Decoder& decoder, const Blob& blob, const Tokenizer* tokenizer) {
-    std::ifstream file;
-    if (options.file) {
-        file.open(*options.file);
-        if (!file) throw Error(kExitUsage, "cannot open --file " + *options.file + ": " + std::strerror(errno));
-    }
+int generate_lines(std::istream& lines, const Options& options, Decoder& decoder, const Blob& blob,
+                   const Tokenizer* tokenizer) {
     Output output;
     ExitCode exit_code = kExitDone;
-    for (std::string text; !interrupted && std::getline(options.file ? file : std::cin, text);) {
+    for (std::string text; !interrupted && std::getline(lines, text);) {
         if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
         json result;
         try {
@@ -677,11 +676,16 @@ int generate(int argc, char** argv) {
                                     : options.ids   ? "--ids"
                                     : options.trace ? "--trace"
                                                     : "--stats"));
+        std::ifstream file;
+        if (options.file) {
+            file.open(*options.file);
+            if (!file) throw Error(kExitUsage, "cannot open --file " + *options.file + ": " + std::strerror(errno));
+        }
         const Blob blob = open_model(options);
         const auto tokenizer = open_tokenizer(blob);
         const auto decoder = make_decoder(options, blob);
         catch_interrupts();
-        const int exit_code = generate_lines(options, *decoder, blob, tokenizer.get());
+        const int exit_code = generate_lines(options.file ? file : std::cin, options, *decoder, blob, tokenizer.get());
         if (interrupted) end_by_interrupt();
         return exit_code;
     }
