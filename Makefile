@@ -15,7 +15,7 @@ all: configure
 configure:
 	@scripts/configure "$(BUILD)" "$(ARCHS)"
 
-DEMO = $(BUILD)/staged-gpt2 --echo --stats --max-tokens 120 "def fibonacci(n):"
+DEMO = $(BUILD)/staged-gpt2 --echo --stats --max-tokens 120 --temperature 0.6 --top-p 0.95 --seed 2 "class Stack:"
 demo: all
 	@echo '$$ $(DEMO)'
 	@$(DEMO)

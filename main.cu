@@ -412,6 +412,12 @@ std::unique_ptr<Tokenizer> open_tokenizer(const Blob& blob) {
     return std::make_unique<Tokenizer>(Tokenizer::from_section(blob.tokenizer()));
 }
 
+std::string to_text(const std::vector<int32_t>& ids) {
+    std::string text;
+    for (int32_t id : ids) text += (text.empty() ? "" : " ") + std::to_string(id);
+    return text;
+}
+
 // Ids of a text; null tokenizer: there is none in the model file.
 std::vector<int32_t> to_ids(const std::string& text, bool text_is_ids, const Tokenizer* tokenizer, const Blob& blob) {
     if (text_is_ids) return parse_ids(text);
@@ -519,7 +525,7 @@ int percent(int part, int whole) {
 void print_statistics(const Result& result) {
     const Statistics& s = result.stats;
     const auto each = [](double ms, int n) { return n ? ms / n : 0; };
-    std::fprintf(stderr, "%s, %s: %.1f MB of weights, caches and scratch\n", mode_name(result.mode), s.device.c_str(),
+    std::fprintf(stderr, "\n%s, %s: %.1f MB of weights, caches and scratch\n", mode_name(result.mode), s.device.c_str(),
                  double(s.device_bytes) / 1e6);
     std::fprintf(stderr, "prompt of %d tokens in %.1f ms; %d tokens in %.1f ms: %.1f tokens/s; ended by %s\n",
                  s.prompt_tokens, s.prefill_ms, s.emitted, s.total_ms - s.prefill_ms,
@@ -635,7 +641,8 @@ int generate_lines(std::istream& lines, const Options& options, Decoder& decoder
     return exit_code;
 }
 
-int generate(int argc, char** argv) {
+// named: the command was given by its name.
+int generate(int argc, char** argv, bool named) {
     Options options;
     Generation& generation = options.generation;
     CLI::App app(
@@ -690,14 +697,20 @@ int generate(int argc, char** argv) {
         return exit_code;
     }
 
-    const std::string prompt = read_text(options);
+    if (!named && (options.text == "generate" || options.text == "score" || options.text == "info"))
+        usage_error("a command comes before all options; to continue the word, say staged-gpt2 generate " +
+                    *options.text);
+    std::string prompt = read_text(options);
     const Blob blob = open_model(options);
     const auto tokenizer = open_tokenizer(blob);
     const std::vector<int32_t> ids = to_ids(prompt, options.ids, tokenizer.get(), blob);
+    if (options.ids) prompt = to_text(ids);  // as --echo writes it
     check_prompt(ids, blob.target().config);
     usable_mode(generation.mode, blob);
     if (options.ids && !generation.stop.empty())
         usage_error("--stop compares text and --ids writes ids; leave out one of them");
+    if (const Sampling& s = generation.sampling; s.temperature == 0 && (s.top_k > 0 || s.top_p < 1 || s.seed > 0))
+        note("--top-k, --top-p and --seed change nothing at --temperature 0");
     const auto decoder = make_decoder(options, blob);
     if (options.trace)
         std::fprintf(stderr, "guessed by: \x1b[33mtarget\x1b[0m \x1b[36mdraft\x1b[0m \x1b[35mn-gram\x1b[0m\n");
@@ -811,8 +824,8 @@ int main(int argc, char** argv) {
     try {
         if (command == "score") return score(argc - 1, argv + 1);
         if (command == "info") return info(argc - 1, argv + 1);
-        if (command == "generate") return generate(argc - 1, argv + 1);
-        return generate(argc, argv);
+        if (command == "generate") return generate(argc - 1, argv + 1, true);
+        return generate(argc, argv, false);
     } catch (const Error& e) {
         return fail(e.code, e.what());
     } catch (const std::bad_alloc&) {

@@ -146,7 +146,7 @@ TEST_CASE("command line: ids in and out are the ids of the text") {
     std::string commas = ids;
     std::ranges::replace(commas, ' ', ',');
     CHECK(text_of(kSampled + Arguments{"--ids"}, "\n" + commas + ",\n") == out);
-    CHECK(text_of(kSampled + Arguments{"--ids", ids, "--echo"}) == ids + " " + out);
+    CHECK(text_of(kSampled + Arguments{"--ids", commas + "\n", "--echo"}) == ids + " " + out);
 }
 
 TEST_CASE("command line: each accepted token is written at once") {
@@ -215,6 +215,18 @@ TEST_CASE("command line: --stats speaks on standard error only and its numbers a
     REQUIRE(std::regex_search(run.err, found, std::regex("\ndraft +\\d+ +\\d+ +(\\d+) +(\\d+) ")));
     CHECK(stoi(found[2]) <= stoi(found[1]));
     CHECK(stoi(found[2]) >= draft + ngram);
+}
+
+TEST_CASE("command line: sampling options at temperature 0 are noted, and change nothing") {
+    const std::string text = text_of({"import os\n"});
+    const ProgramRun run = staged_gpt2({"import os\n", "--top-k", "5", "--seed", "2"});
+    CHECK(run.out == text);
+    CHECK(run.err == "staged-gpt2: note: --top-k, --top-p and --seed change nothing at --temperature 0\n");
+}
+
+TEST_CASE("command line: a command's name is a prompt only after generate") {
+    CHECK(text_of({"generate", "--max-tokens", "3", "info"}) != "");
+    CHECK(staged_gpt2({"--max-tokens", "3", "info"}).exit_code == 2);
 }
 
 TEST_CASE("command line: --version and --help succeed on standard output") {
