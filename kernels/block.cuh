@@ -1,0 +1,46 @@
+// What a thread block keeps for the time of a kernel: its shared memory, the ring's reading end, the phase it is in.
+// Shared memory is addressed through constants and kernel parameters, so that none of this occupies registers.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include "kernels/weight_ring.cuh"
+
+struct Block {
+    const PassArguments& a;
+    Ring ring;
+    Ring::Position read;  // the same in all multiplying warps
+    PhaseCounter phase;
+
+    // Called by all threads of the block.
+    __device__ explicit Block(const PassArguments& arguments)
+        : a(arguments), ring(arguments), read(), phase(arguments.scratch) {
+        if (threadIdx.x == 0) {
+            ring.initialise();
+            set_doing(Doing::waiting);
+            shared_state.stop = 0;
+            shared_state.mail = 0;
+            shared_state.n_sent = 0;
+            shared_state.host_stops = 0;
+        }
+        __syncthreads();
+    }
+    __device__ float* partial() const { return reinterpret_cast<float*>(shared_memory + a.shared.partial); }
+    __device__ float* x(int row) const {  // (n_embd) residual stream
+        return reinterpret_cast<float*>(shared_memory + a.shared.x) + row * a.model.n_embd;
+    }
+    __device__ uint16_t* input(int row) const {  // (n_embd) matrix input
+        return reinterpret_cast<uint16_t*>(shared_memory + a.shared.input) + row * a.shared.input_stride;
+    }
+};
+
+// The sum of `value` over the multiplying threads, in a fixed order: lanes pairwise, then warps ascending. space:
+// (kMultiplyWarps) in shared memory that nobody reads any more.
+__device__ inline float block_sum(float* space, float value) {
+    for (int offset = 1; offset < 32; offset *= 2) value = __fadd_rn(value, __shfl_xor_sync(~0u, value, offset));
+    if (threadIdx.x % 32 == 0) space[threadIdx.x / 32] = value;
+    block_barrier();
+    float sum = space[0];
+    for (int w = 1; w < kMultiplyWarps; ++w) sum = __fadd_rn(sum, space[w]);
+    return sum;
+}

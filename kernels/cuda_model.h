@@ -1,0 +1,75 @@
+// A model on the GPU (decode/model.h), kernels/forward.cuh its passes. All device memory is allocated at construction.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "decode/model.h"
+#include "kernels/device_model.h"
+#include "model/blob.h"
+
+struct CUstream_st;
+struct CUevent_st;
+struct ChooseArguments;
+
+// "" if the kernels can run a model of this shape, else a sentence that says why not.
+std::string cuda_unsupported(const Config& config);
+
+class CudaModel : public Model {
+public:
+    // Copies the model to the device. Throws Error(kExitNoGpu) for a shape that cuda_unsupported() objects to and
+    // Error(kExitOutOfMemory) with the bytes needed and free.
+    CudaModel(const ModelView& model, int device);
+    ~CudaModel() override;
+
+    const Config& config() const override { return config_; }
+    void forward(const Pass& pass) override;
+    void choose(const Sampling& sampling, std::span<int32_t> chosen) override;
+    void propose(const Sampling& sampling, float tau, int n_children, std::span<Child> children) override;
+    void log_probability(std::span<const int32_t> next, std::span<float> result) override;
+    void commit(int base, std::span<const int32_t> slots) override;
+
+    // Runs committed tokens straight into the cache from position `base` on. No logits. Returns before it is done.
+    void prefill(int base, std::span<const int32_t> tokens);
+
+    // Baseline decoding on the device: from the last committed token, whose position is `base`, up to max_tokens
+    // tokens; ends early after end_token (-1: none). on_token is called in order while the device goes on; once it
+    // returns false no more calls follow and the device stops.
+    void decode(int32_t last_token, int base, int max_tokens, int32_t end_token, const Sampling& sampling,
+                const std::function<bool(int32_t)>& on_token);
+
+    std::vector<float> logits(int i);  // (n_vocab) of the last pass's node i of those that have them
+    void synchronise();                // waits for the device; Error if it failed
+    uint64_t bytes() const { return bytes_; }
+    int max_width() const { return max_width_; }  // nodes of one pass of the device; more are run in several
+    const uint8_t* weights() const { return model_.weights; }  // on the device
+
+    const float* device_logits() const { return scratch_.logits; }  // (n_logits, pad16(n_vocab)) of the last pass
+
+    Pace pace;
+
+private:
+    PassArguments arguments(const DevicePass& pass) const;
+    void stage(const Pass& pass);
+    void run(const DevicePass& pass);
+    ChooseArguments choose_arguments(const Sampling& sampling) const;
+    SharedLayout shared_layout(int column_tiles) const;
+
+    Config config_;
+    int device_, n_blocks_ = 0, max_shared_ = 0, max_width_ = 0;
+    uint64_t bytes_ = 0;
+    DeviceModel model_ = {};
+    Scratch scratch_ = {};
+    uint8_t* memory_ = nullptr;   // everything on the device
+    PassNodes* nodes_ = nullptr;  // on the device
+    float* scores_ = nullptr;     // (kMaxNodes, pad16(n_vocab)) on the device
+    struct HostMemory;            // page-locked, seen by both
+    HostMemory* host_ = nullptr;
+    CUstream_st* stream_ = nullptr;
+    std::vector<CUevent_st*> staged_;  // a staging buffer of nodes has been copied
+    int next_staging_ = 0;
+    DevicePass last_ = {};  // the last pass with its logits
+};

@@ -1,0 +1,100 @@
+// What the kernels are given: the model in device memory, the scratch of a pass, and the pass.
+#pragma once
+
+#include <cstdint>
+
+#include "decode/tree.h"
+#include "model/blob.h"
+#include "model/host_device.h"
+
+constexpr int kHeadSize = 64;      // the only one the kernels know
+constexpr int kMultiplyWarps = 8;  // each owns a fixed eighth of every sum over K
+constexpr int kMultiplyThreads = 32 * kMultiplyWarps;
+constexpr int kBlockThreads = kMultiplyThreads + 32;  // and one warp that streams the weights
+constexpr int kSharedState = 2048;  // bytes at most of a block's shared memory that SharedLayout leaves out
+constexpr int kSplit = 4;           // mlp_proj is multiplied as 4 matrices of n_embd columns, summed in order
+
+struct DeviceModel {
+    int n_layer, n_head, n_embd, n_positions, n_vocab;
+    float epsilon;
+    bool stays_in_l2;        // the weights fit there
+    const uint8_t* weights;  // the section as in the blob
+    LayerLayout layer;       // offsets of layer 0; those of the next are layer_stride further
+    uint64_t layer_stride;
+    uint64_t wte, wpe, ln_f_weight, ln_f_bias, lm_head;
+    int kv_rows;   // n_positions + kMaxSlots: the cache by position, then the slots
+    uint16_t* kv;  // (n_layer, 2: keys, values, n_head, kv_rows, 64) fp16
+
+    HD const float* vector(int layer_index, uint64_t offset) const {
+        return reinterpret_cast<const float*>(weights + layer_index * layer_stride + offset);
+    }
+    HD const uint16_t* halves(int layer_index, uint64_t offset) const {
+        return reinterpret_cast<const uint16_t*>(weights + layer_index * layer_stride + offset);
+    }
+    HD uint16_t* kv_row(int layer_index, int keys_or_values, int head, int row) const {
+        return kv + (((uint64_t(layer_index) * 2 + keys_or_values) * n_head + head) * kv_rows + row) * kHeadSize;
+    }
+};
+
+// Matrix inputs are fp16 rows in which each run of 16 columns is kept in the order in which a lane of mma.m16n8k16
+// reads its B fragment: columns 2t, 2t+1, 2t+8, 2t+9 for t = 0..3. Even columns keep their right neighbour.
+HD constexpr int fragment_column(int column) {
+    const int c = column % 16;
+    return column - c + (c % 8) / 2 * 4 + c / 8 * 2 + c % 2;
+}
+
+// Global memory between the phases of a pass. Rows by node.
+struct Scratch {
+    float* q;           // (kMaxNodes, n_embd)
+    uint16_t* input;    // (kMaxNodes, n_embd) matrix input: LayerNorm's result or attention's
+    uint16_t* mlp;      // (kMaxNodes, 4 n_embd) matrix input of mlp_proj
+    float* proj;        // (kMaxNodes, n_embd) c_proj's result, bias not yet added
+    float* mlp_proj;    // (kSplit, kMaxNodes, n_embd) the parts of mlp_proj's result
+    float* logits;      // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order
+    uint64_t* best;     // (2) greedy decoding: the best (logit, token) of even and odd steps
+    int32_t* chosen;    // (1) the token that sampled decoding goes on with
+    uint32_t* counter;  // (4) phase counter, blocks that have left, stop flag of the current decode
+    uint32_t* failure;  // host memory: which wait ran out of patience
+};
+
+// The nodes of a pass in device memory.
+struct PassNodes {
+    int32_t token[kMaxNodes];
+    int32_t depth[kMaxNodes];            // the position is base + depth
+    uint8_t path[kMaxSlots][kMaxNodes];  // [d][i]: the slot of node i's ancestor at depth d < depth[i]
+};
+
+struct DevicePass {
+    int n, n_logits;
+    int base;       // committed positions
+    int first;      // slot of the first node
+    int slot_rows;  // the row of the cache that slot 0 stands for: n_positions, or base for text that is certain
+    int nodes_at;   // where the first node stands in PassNodes
+};
+
+// How the weights' stream is paced, in pieces under way: fewer while the block waits for others or loads what they
+// wrote, because that queues behind the weights; none while it publishes (phase_counter.cuh). Never alters a result.
+struct Pace {
+    int waiting = 1, loading = 1, multiplying = 2;
+    int normalise_everywhere = 1;  // passes up to this many nodes repeat LayerNorm in every block
+};
+
+// Offsets in a block's shared memory, bytes.
+struct SharedLayout {
+    uint32_t partial;  // sums of the warps, and LayerNorm's parameters while these are idle
+    uint32_t x;        // (x_rows, n_embd) fp32 residual stream
+    uint32_t input;    // (8 NT, input_stride) fp16 matrix input, or attention's partial results
+    uint32_t ring;     // (n_slots, kSlotBytes)
+    uint32_t bytes;
+    int x_rows, input_stride, n_slots;
+    int attention_nodes;  // of one head that a block takes at a time
+};
+
+struct PassArguments {
+    DeviceModel model;
+    Scratch scratch;
+    SharedLayout shared;
+    Pace pace;
+    DevicePass pass;
+    const PassNodes* nodes;
+};

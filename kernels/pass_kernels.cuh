@@ -1,0 +1,153 @@
+// The kernels that run passes: one pass, and baseline decoding, which is passes of one node until the text ends.
+#pragma once
+
+#include "kernels/choose.cuh"
+#include "kernels/forward.cuh"
+
+struct DecodeArguments {
+    PassArguments pass;  // base and token are those of the first step
+    Sampling sampling;
+    int32_t first_token;
+    int32_t max_tokens;
+    int32_t end_token;     // -1: none
+    int32_t* tokens;       // (max_tokens) host memory: what was decoded
+    uint32_t* n_tokens;    // host memory: how many of them are there
+    const uint32_t* stop;  // host memory: not 0 ends the decode
+};
+
+template <int NT>
+__global__ void __launch_bounds__(kBlockThreads, 1) forward_pass(const __grid_constant__ PassArguments a) {
+    Block b(a);
+    if (threadIdx.x >= kMultiplyThreads) {
+        const auto no_errand = [] {};
+        Stream<decltype(no_errand)> stream{a, Ring(a), no_errand};
+        stream.copy_pass(a.pass.n_logits > 0);
+        stream.drain();
+        return;
+    }
+    if (int(threadIdx.x) < a.pass.n) {
+        shared_state.token[threadIdx.x] = a.nodes->token[a.pass.nodes_at + threadIdx.x];
+        shared_state.depth[threadIdx.x] = a.nodes->depth[a.pass.nodes_at + threadIdx.x];
+    }
+    block_barrier();
+    const uint64_t stride = pad16(a.model.n_vocab);
+    forward<NT>(b, a.pass, [&](int row, int node, float value) { a.scratch.logits[node * stride + row] = value; });
+    b.phase.leave();
+}
+
+// Takes decoded tokens from block 0's mailbox to the host and the host's stop flag back.
+struct HostErrand {
+    const DecodeArguments& d;
+    int sent = 0;
+
+    __device__ void operator()() {
+        if (blockIdx.x != 0) return;
+        const uint64_t mail = atomicAdd(&shared_state.mail, 0);
+        if (int(mail >> 32) == sent) return;
+        d.tokens[sent] = int32_t(uint32_t(mail));
+        ptx::store_release_system(d.n_tokens, ++sent);
+        if (ptx::load_system(d.stop)) atomicExch(&shared_state.host_stops, 1);
+        atomicExch(&shared_state.n_sent, sent);
+    }
+};
+
+// Baseline decoding: the token of each step goes to the host and into the next step; nobody waits for the host.
+template <bool greedy>
+__global__ void __launch_bounds__(kBlockThreads, 1) decode_pass(const __grid_constant__ DecodeArguments d) {
+    Block b(d.pass);
+    const DeviceModel& m = d.pass.model;
+    const Scratch& s = d.pass.scratch;
+    if (threadIdx.x >= kMultiplyThreads) {
+        HostErrand errand{d};
+        Stream<HostErrand&> stream{d.pass, Ring(d.pass), errand};
+        for (int step = 0; step < d.max_tokens && stream.copy_pass(true); ++step) {
+        }
+        stream.drain();
+        if (threadIdx.x % 32 == 0) {
+            while (!atomicAdd(&shared_state.stop, 0)) errand();
+            errand();
+        }
+        return;
+    }
+    const bool first_thread = blockIdx.x == 0 && threadIdx.x == 0;
+    DevicePass& pass = shared_state.pass;
+    int32_t token = d.first_token;
+    for (int step = 0; step < d.max_tokens; ++step) {
+        if (threadIdx.x == 0) {
+            pass = d.pass.pass;
+            pass.base += step;
+            pass.slot_rows += step;
+            shared_state.token[0] = token;
+            shared_state.depth[0] = 0;
+            shared_state.best = 0;
+        }
+        block_barrier();
+        forward<1>(b, pass, [&](int row, int, float value) {
+            if (!greedy) s.logits[row] = value;
+            if (greedy && row < m.n_vocab && value > -INFINITY) atomicMax(&shared_state.best, score_key(value, row));
+        });
+        if constexpr (greedy) {
+            block_barrier();
+            if (threadIdx.x == 0)
+                atomicMax(reinterpret_cast<unsigned long long*>(s.best + step % 2), shared_state.best);
+        }
+        if (first_thread) {
+            s.best[(step + 1) % 2] = 0;
+            if (atomicAdd(&shared_state.host_stops, 0)) s.counter[2] = 1;
+        }
+        b.phase.arrive(gridDim.x, true);
+        if constexpr (greedy) {
+            b.phase.wait();
+            const uint64_t best = __ldcg(s.best + step % 2);
+            token = best ? score_id(best) : 0;
+        } else {
+            if (blockIdx.x == 0) {
+                b.phase.wait();
+                // The partial sums' place is free.
+                ChooseSpace& space = *reinterpret_cast<ChooseSpace*>(b.partial());
+                token = team_choose(space, s.logits, m.n_vocab, d.sampling, pass.base + 1);
+                if (threadIdx.x == 0) *s.chosen = token;
+            }
+            b.phase.arrive(1, blockIdx.x == 0);
+            b.phase.wait();
+            token = __ldcg(s.chosen);
+        }
+        if (first_thread) {
+            Patience patience{s.failure};
+            while (atomicAdd(&shared_state.n_sent, 0) < step) patience.turn(Wait::host);
+            atomicExch(&shared_state.mail, uint64_t(step + 1) << 32 | uint32_t(token));
+        }
+        if (token == d.end_token || __ldcg(s.counter + 2)) break;
+    }
+    if (threadIdx.x == 0) atomicExch(&shared_state.stop, 1);
+    b.phase.leave();
+}
+
+struct ChooseArguments {
+    const float* logits;  // (n, pad16(n_vocab))
+    int n_vocab, first;   // first: node of the pass that the logits begin with
+    int base;
+    const PassNodes* nodes;
+    Sampling sampling;
+    __device__ const float* row() const { return logits + uint64_t(blockIdx.x) * pad16(n_vocab); }
+    __device__ int position() const { return base + nodes->depth[first + blockIdx.x] + 1; }
+};
+
+// One block a node.
+__global__ void __launch_bounds__(kMultiplyThreads) choose_kernel(const ChooseArguments a, int32_t* chosen) {
+    __shared__ ChooseSpace space;
+    const int32_t token = team_choose(space, a.row(), a.n_vocab, a.sampling, a.position());
+    if (threadIdx.x == 0) chosen[blockIdx.x] = token;
+}
+__global__ void __launch_bounds__(kMultiplyThreads)
+    propose_kernel(const ChooseArguments a, float tau, float* scores, int n_children, Child* children) {
+    __shared__ ChooseSpace space;
+    team_propose(space, a.row(), a.n_vocab, a.sampling, a.position(), tau,
+                 scores + uint64_t(blockIdx.x) * pad16(a.n_vocab), n_children, children + blockIdx.x * n_children);
+}
+__global__ void __launch_bounds__(kMultiplyThreads)
+    log_probability_kernel(const ChooseArguments a, const int32_t* next, float* result) {
+    __shared__ ChooseSpace space;
+    const float value = team_log_probability(space, a.row(), a.n_vocab, next[blockIdx.x]);
+    if (threadIdx.x == 0) result[blockIdx.x] = value;
+}

@@ -1,0 +1,173 @@
+// Every PTX instruction that the kernels use, one wrapper each. sm_90 and later copy weights with cp.async.bulk; sm_80,
+// 86 and 89 with cp.async, everything else is the same.
+#pragma once
+
+#include <cstdint>
+
+namespace ptx {
+
+__device__ inline uint32_t shared_address(const void* p) {
+    return uint32_t(__cvta_generic_to_shared(p));
+}
+
+// mma.sync.m16n8k16: d += a b; a 16 x 16 and b 16 x 8 fp16, d 16 x 8 fp32. Lane 4 g + t holds of
+//     a: (g, 2t..) (g+8, 2t..) (g, 2t+8..) (g+8, 2t+8..)      two columns each
+//     b: (2t.., g) (2t+8.., g)                                two rows each
+//     d: (g, 2t) (g, 2t+1) (g+8, 2t) (g+8, 2t+1)
+__device__ inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// movmatrix.trans: transposes an 8 x 8 matrix of halves; lane 4 g + t gives (g, 2t..) and gets (2t.., g).
+__device__ inline uint32_t transpose(uint32_t a) {
+    uint32_t d;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
+    return d;
+}
+
+// ex2.approx: 2^x, within 2 units in the last place; subnormal results are 0.
+__device__ inline float exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ inline uint4 load_shared_16(uint32_t address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+}
+__device__ inline uint2 load_shared_8(uint32_t address) {
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+    return v;
+}
+
+__device__ inline uint32_t load_shared_4(uint32_t address) {
+    uint32_t v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+    return v;
+}
+
+// Brings `bytes` (a multiple of 16; at most 4096) at p to L2. By a whole warp.
+__device__ inline void prefetch_l2(const void* p, uint32_t bytes) {
+    const uint32_t lane = threadIdx.x % 32;
+#if __CUDA_ARCH__ >= 900
+    if (lane == 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
+#else
+    if (lane * 128 < bytes) asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const uint8_t*>(p) + lane * 128));
+#endif
+}
+
+// bar.sync: a barrier of the first `threads` threads that name it.
+__device__ inline void barrier(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// red.release.gpu / ld.acquire.gpu: publish what the block wrote before, see what others published.
+__device__ inline void add_release(uint32_t* p, uint32_t value) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+}
+__device__ inline uint32_t load_acquire(const uint32_t* p) {
+    uint32_t v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+// st.release.sys / ld.relaxed.sys: words that the host reads and writes while the kernel runs.
+__device__ inline void store_release_system(uint32_t* p, uint32_t value) {
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+}
+__device__ inline uint32_t load_system(const uint32_t* p) {
+    uint32_t v;
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+// Nanoseconds since some moment; it ticks about once a microsecond.
+__device__ inline uint64_t nanoseconds() {
+    uint64_t t;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
+    return t;
+}
+
+// cp.async: 16 bytes from global to shared memory, past L1.
+__device__ inline void copy_16(uint32_t to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ inline void copies_wait() {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+// mbarrier: `count` arrivals (and, for bulk copies, the announced bytes) complete a phase; phases alternate in parity.
+__device__ inline void mbarrier_init(uint32_t barrier, int count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+__device__ inline void mbarrier_arrive(uint32_t barrier) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(barrier) : "memory");
+}
+// Whether the phase of that parity is complete. On sm_90 and later the hardware waits a little before it says no.
+__device__ inline bool mbarrier_complete(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+#else
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+#endif
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return done;
+}
+// The same, never waiting.
+__device__ inline bool mbarrier_complete_now(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return done;
+}
+
+#if __CUDA_ARCH__ >= 900
+// fence.proxy.async: makes initialised mbarriers known to the copy engine.
+__device__ inline void fence_copy_engine() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ inline void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+// createpolicy: what is read once should not push the rest out of L2.
+__device__ inline uint64_t policy_evict_first() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+__device__ inline uint64_t policy_evict_normal() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+// cp.async.bulk: `bytes` (a multiple of 16) from global to shared memory; the mbarrier counts them as they land.
+__device__ inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+            "r"(to),
+        "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+        : "memory");
+}
+#else
+// cp.async.mbarrier.arrive.noinc: arrives once the lane's copies so far have landed.
+__device__ inline void mbarrier_arrive_after_copies(uint32_t barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+#endif
+
+}  // namespace ptx

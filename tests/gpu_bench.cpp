@@ -1,0 +1,84 @@
+// Speed of the GPU engine on random weights: microseconds a pass by width, tokens a second, share of the bandwidth that
+// a plain read of the same weights reaches in the same run. Run with tests --test-case='bench:*'.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+
+#include "tests/gpu_model.h"
+#include "tests/gpu_read.h"
+
+namespace {
+
+double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Microseconds of a pass of n nodes, n logits, at `base`: the median of five runs of `repeats` passes each.
+double pass_us(CudaModel& model, int base, int n, int n_logits, int repeats) {
+    int32_t token[kMaxNodes], parent[kMaxNodes];
+    for (int i = 0; i < n; ++i) token[i] = 17 * i + 3, parent[i] = (i + 1) / 2 - 1;
+    const Pass pass = {base, 0, n, token, parent, n_logits};
+    std::vector<double> times;
+    for (int run = 0; run < 6; ++run) {
+        const double start = seconds();
+        for (int i = 0; i < repeats; ++i) model.forward(pass);
+        model.synchronise();
+        if (run) times.push_back((seconds() - start) / repeats * 1e6);
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+}
+
+double decode_us(CudaModel& model, int base, int n) {
+    std::vector<double> times;
+    for (int run = 0; run < 4; ++run) {
+        const double start = seconds();
+        model.decode(5, base, n, -1, {}, [](int32_t) { return true; });
+        if (run) times.push_back((seconds() - start) / n * 1e6);
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+}
+
+}  // namespace
+
+TEST_CASE("bench: GPT2-L and the rig's draft") {
+    if (!gpu_or_skip()) return;
+    struct Shape {
+        const char* name;
+        int n_layer, n_head;
+    };
+    for (const Shape shape : {Shape{"gpt2-large", 36, 20}, Shape{"draft 4 x 512", 4, 8}}) {
+        const RandomModel random = make_large_model(shape.n_layer, shape.n_head, 1024, 50257, 1);
+        CudaModel model(random.view, 0);
+        const std::vector<int32_t> text(512, 7);
+        model.prefill(0, text);
+        model.synchronise();
+        const double read = read_microseconds(model.weights(), random.view.size);
+        std::printf("%s: %.0f MB, plain read %.1f us (%.0f GB/s)\n", shape.name, random.view.size / 1e6, read,
+                    random.view.size / read / 1e3);
+        for (const Pace& pace : {Pace{1, 1, 2, 1}, Pace{1, 1, 3, 1}, Pace{1, 1, 1, 1}, Pace{1, 2, 2, 1}}) {
+            model.pace = pace;
+            std::printf("  pace %d/%d/%d, LayerNorm everywhere up to %d:", pace.waiting, pace.loading, pace.multiplying,
+                        pace.normalise_everywhere);
+            const double us = decode_us(model, 128, 250);
+            std::printf(" decode %.1f us (%.0f tokens/s, %.0f %% of the read);", us, 1e6 / us, 100 * read / us);
+            for (const int n : {1, 2, 4, 8, 16, 32, 64}) std::printf(" %d: %.0f", n, pass_us(model, 250, n, n, 20));
+            std::printf(" us\n");
+            std::fflush(stdout);
+        }
+        model.pace = {};
+        std::vector<double> times;
+        for (int run = 0; run < 5; ++run) {
+            const double start = seconds();
+            model.prefill(0, text);
+            model.synchronise();
+            times.push_back((seconds() - start) * 1e3);
+        }
+        std::sort(times.begin(), times.end());
+        std::printf("  prefill of 512: %.2f ms\n", times[2]);
+    }
+}
