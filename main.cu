@@ -36,6 +36,7 @@
 #include "decode/decoder.h"
 #include "decode/generate.h"
 #include "decode/reference_decoder.h"
+#include "kernels/cuda_decoder.h"
 #include "model/blob.h"
 #include "model/describe.h"
 #include "model/error.h"
@@ -433,34 +434,6 @@ Mode usable_mode(std::optional<Mode> wanted, const Blob& blob) {
     return *wanted;
 }
 
-std::string cuda_version(int version) {
-    return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
-}
-
-// Why GPU `index` cannot be used, in words; "" if it can. A driver serves all minor versions of its CUDA version.
-std::string gpu_fault(int index) {
-    const std::string needed = "CUDA " + cuda_version(CUDART_VERSION) + " needs driver 580.65.06 or newer";
-    int driver = 0, n_gpus = 0;
-    cudaDriverGetVersion(&driver);
-    if (driver == 0) return "no NVIDIA driver was found; " + needed;
-    if (driver / 1000 < CUDART_VERSION / 1000) {
-        std::string release;
-        std::getline(std::ifstream("/sys/module/nvidia/version"), release);
-        return "the NVIDIA driver " + release + (release.empty() ? "" : " ") + "serves CUDA " + cuda_version(driver) +
-               "; " + needed;
-    }
-    if (const cudaError_t error = cudaGetDeviceCount(&n_gpus); error != cudaSuccess)
-        return std::string("the NVIDIA driver reports: ") + cudaGetErrorString(error);
-    if (index >= n_gpus) return "there is no GPU " + std::to_string(index) + "; GPUs found: " + std::to_string(n_gpus);
-    cudaDeviceProp gpu;
-    if (const cudaError_t error = cudaGetDeviceProperties(&gpu, index); error != cudaSuccess)
-        return std::string("the NVIDIA driver reports: ") + cudaGetErrorString(error);
-    if (gpu.major < 8)
-        return std::string(gpu.name) + " has compute capability " + std::to_string(gpu.major) + "." +
-               std::to_string(gpu.minor) + "; 8.0 or newer is needed";
-    return "";
-}
-
 void note(const std::string& text) {
     std::fprintf(stderr, "staged-gpt2: note: %s\n", text.c_str());
 }
@@ -473,9 +446,9 @@ std::unique_ptr<Decoder> make_decoder(const Options& options, const Blob& blob) 
         index = number("device", device.substr(5), 0, 1023, "auto, cuda, cuda:N with the number of a GPU, or cpu");
     else if (device != "cuda" && device != "auto")
         throw Error(kExitUsage, "--device must be auto, cuda, cuda:N or cpu, not \"" + device + "\"");
-    std::string fault = gpu_fault(index);
-    if (fault.empty()) fault = "this version has no GPU engine yet";
-    if (device != "auto") throw Error(kExitNoGpu, "--device " + device + ": " + fault + "; or use --device cpu");
+    const std::string fault = cuda_unusable(index, blob);
+    if (fault.empty()) return make_cuda_decoder(blob, index);
+    if (device != "auto") throw Error(kExitNoGpu, "--device " + device + ": " + fault);
     note("running on the CPU: " + fault);
     return make_reference_decoder(blob);
 }
@@ -786,13 +759,13 @@ int info(int argc, char** argv) {
     json gpus = json::array();
     std::string lines;
     int n_gpus = 0;
-    const std::string fault = gpu_fault(0);
+    const std::string fault = cuda_unusable(0);
     if (fault.empty()) cudaGetDeviceCount(&n_gpus);
     for (int i = 0; i < n_gpus; ++i) {
         cudaDeviceProp gpu;
         if (cudaGetDeviceProperties(&gpu, i) != cudaSuccess) continue;
-        gpus.push_back({{"index", i}, {"name", gpu.name}, {"bytes", gpu.totalGlobalMem}, {"fault", gpu_fault(i)}});
-        lines += "GPU " + std::to_string(i) + "      " + gpu.name + " " + gpu_fault(i) + "\n";
+        gpus.push_back({{"index", i}, {"name", gpu.name}, {"bytes", gpu.totalGlobalMem}, {"fault", cuda_unusable(i)}});
+        lines += "GPU " + std::to_string(i) + "      " + gpu.name + " " + cuda_unusable(i) + "\n";
     }
     if (n_gpus == 0) lines = "GPU        none usable: " + fault + "\n";
     Output output;
