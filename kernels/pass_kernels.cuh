@@ -71,21 +71,20 @@ __global__ void __launch_bounds__(kBlockThreads, 1) decode_pass(const __grid_con
     }
     const bool first_thread = blockIdx.x == 0 && threadIdx.x == 0;
     DevicePass& pass = shared_state.pass;
-    int32_t token = d.first_token;
-    for (int step = 0; step < d.max_tokens; ++step) {
-        if (threadIdx.x == 0) {
-            pass = d.pass.pass;
-            pass.base += step;
-            pass.slot_rows += step;
-            shared_state.token[0] = token;
-            shared_state.depth[0] = 0;
-            shared_state.best = 0;
-        }
-        block_barrier();
+    if (threadIdx.x == 0) {
+        pass = d.pass.pass;
+        shared_state.token[0] = d.first_token;
+        shared_state.depth[0] = 0;
+        shared_state.best = 0;
+    }
+    block_barrier();
+    for (;;) {
         forward<1>(b, pass, [&](int row, int, float value) {
             if (!greedy) s.logits[row] = value;
             if (greedy && row < m.n_vocab && value > -INFINITY) atomicMax(&shared_state.best, score_key(value, row));
         });
+        const int step = pass.base - d.pass.pass.base;
+        int32_t token;
         if constexpr (greedy) {
             block_barrier();
             if (threadIdx.x == 0)
@@ -117,7 +116,15 @@ __global__ void __launch_bounds__(kBlockThreads, 1) decode_pass(const __grid_con
             while (atomicAdd(&shared_state.n_sent, 0) < step) patience.turn(Wait::host);
             atomicExch(&shared_state.mail, uint64_t(step + 1) << 32 | uint32_t(token));
         }
-        if (token == d.end_token || __ldcg(s.counter + 2)) break;
+        if (token == d.end_token || __ldcg(s.counter + 2) || step + 1 == d.max_tokens) break;
+        block_barrier();  // all have read where this step stood
+        if (threadIdx.x == 0) {
+            ++pass.base;
+            ++pass.slot_rows;
+            shared_state.token[0] = token;
+            shared_state.best = 0;
+        }
+        block_barrier();
     }
     if (threadIdx.x == 0) atomicExch(&shared_state.stop, 1);
     b.phase.leave();
