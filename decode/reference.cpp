@@ -1,5 +1,8 @@
 #include "decode/reference.h"
 
+#include <omp.h>
+
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -18,6 +21,9 @@ typedef uint16_t Half8 __attribute__((vector_size(16)));
 // Below so many 16 x 16 blocks of work (about 0.1 ms), other threads save little and cost a lot where they have to
 // share their processors.
 static constexpr int kWorthThreads = 4096;
+
+// A model of few weights is soon waited for by more threads than it can feed.
+static constexpr uint64_t kBytesAThread = 4 << 20;
 
 // OpenMP's threads spin for milliseconds when they wait for each other; on a busy machine that made decoding 30 times
 // slower. Some microseconds gain as much on an idle one. Runs before the library reads its settings.
@@ -68,9 +74,9 @@ FOR_EACH_PROCESSOR static void multiply_tile(const uint16_t* tile, int blocks, c
 
 // out = weight in, for n columns. weight: tiles of (rows, columns); in: (n, pad16(columns)), padding 0; out: (n,
 // pad16(rows)).
-static void matmul(const uint16_t* weight, int rows, int columns, const float* in, int n, float* out) {
+static void matmul(int threads, const uint16_t* weight, int rows, int columns, const float* in, int n, float* out) {
     const int tiles = pad16(rows) / 16, blocks = pad16(columns) / 16;
-#pragma omp parallel for schedule(static) if (tiles * blocks * n > kWorthThreads)
+#pragma omp parallel for schedule(static) num_threads(threads) if (tiles * blocks * n > kWorthThreads)
     for (int tile = 0; tile < tiles; ++tile)
         multiply_tile(weight + size_t(tile) * blocks * 256, blocks, in, n, out + tile * 16, pad16(rows));
 }
@@ -101,6 +107,7 @@ static float gelu(float x) {
 Reference::Reference(const ModelView& model, Rounding rounding) : model_(model), rounding_(rounding) {
     const Config& c = config();
     const size_t row = size_t(c.n_layer) * c.n_embd;
+    n_threads_ = int(std::clamp<uint64_t>(model.size / kBytesAThread, 1, omp_get_max_threads()));
     cache_key_.reset(new float[row * c.n_positions]);
     cache_value_.reset(new float[row * c.n_positions]);
     slot_key_.reset(new float[row * kMaxSlots]);
@@ -148,7 +155,7 @@ void Reference::forward(const Pass& pass) {
     for (int l = 0; l < c.n_layer; ++l) {
         const ModelView::Layer& layer = model_.layer[l];
         norm(0, layer.ln_1_weight, layer.ln_1_bias);
-        matmul(layer.c_attn_weight, 3 * E, E, h_.data(), n, qkv_.data());
+        matmul(n_threads_, layer.c_attn_weight, 3 * E, E, h_.data(), n, qkv_.data());
         for (int i = 0; i < n; ++i) {
             float* qkv = &qkv_[i * qkv_stride];
             add_bias(qkv, layer.c_attn_bias, 3 * E);
@@ -157,22 +164,22 @@ void Reference::forward(const Pass& pass) {
             memcpy(cached(slot_value_.get(), l, pass.first + i, kMaxSlots), qkv + 2 * E, E * sizeof(float));
         }
         attention(l, pass);
-        matmul(layer.c_proj_weight, E, E, h_.data(), n, branch_.data());
+        matmul(n_threads_, layer.c_proj_weight, E, E, h_.data(), n, branch_.data());
         add_branch(layer.c_proj_bias);
         norm(0, layer.ln_2_weight, layer.ln_2_bias);
-        matmul(layer.c_fc_weight, 4 * E, E, h_.data(), n, mlp_.data());
+        matmul(n_threads_, layer.c_fc_weight, 4 * E, E, h_.data(), n, mlp_.data());
         for (int i = 0; i < n; ++i) {
             float* mlp = &mlp_[i * mlp_stride];
             add_bias(mlp, layer.c_fc_bias, 4 * E);
             for (int e = 0; e < 4 * E; ++e) mlp[e] = gelu(mlp[e]);
             round_row(rounding_, mlp, 4 * E);
         }
-        matmul(layer.mlp_proj_weight, E, 4 * E, mlp_.data(), n, branch_.data());
+        matmul(n_threads_, layer.mlp_proj_weight, E, 4 * E, mlp_.data(), n, branch_.data());
         add_branch(layer.mlp_proj_bias);
     }
     const int first = n - pass.n_logits;
     norm(first, model_.ln_f_weight, model_.ln_f_bias);
-    matmul(model_.lm_head, c.n_vocab, E, &h_[first * stride_], pass.n_logits, logits_.data());
+    matmul(n_threads_, model_.lm_head, c.n_vocab, E, &h_[first * stride_], pass.n_logits, logits_.data());
     for (int i = first; i < n; ++i) position_[i - first] = pass.base + depth[pass.first + i];
 }
 
@@ -183,7 +190,8 @@ void Reference::attention(int l, const Pass& pass) {
     const int E = c.n_embd, size = c.head_size();
     const float scale = 1 / std::sqrt(float(size));
     const size_t qkv_stride = pad16(3 * E);
-#pragma omp parallel for collapse(2) schedule(dynamic, 4) if (pass.n * E / 256 * (pass.base + 1) > kWorthThreads)
+#pragma omp parallel for collapse(2) schedule(dynamic, 4) \
+    num_threads(n_threads_) if (pass.n * E / 256 * (pass.base + 1) > kWorthThreads)
     for (int i = 0; i < pass.n; ++i)
         for (int head = 0; head < c.n_head; ++head) {
             int path[kMaxSlots], length = 0;  // slots from the node up
@@ -221,12 +229,12 @@ void Reference::attention(int l, const Pass& pass) {
 }
 
 void Reference::choose(const Sampling& sampling, std::span<int32_t> chosen) {
-#pragma omp parallel for schedule(dynamic) if (chosen.size() > 1)
+#pragma omp parallel for schedule(dynamic) num_threads(n_threads_) if (chosen.size() > 1)
     for (int i = 0; i < int(chosen.size()); ++i) chosen[i] = ::choose(logits(i), sampling, position_[i] + 1);
 }
 
 void Reference::propose(const Sampling& sampling, float tau, int n_children, std::span<Child> children) {
-#pragma omp parallel for schedule(dynamic) if (children.size() > size_t(n_children))
+#pragma omp parallel for schedule(dynamic) num_threads(n_threads_) if (children.size() > size_t(n_children))
     for (int i = 0; i < int(children.size()) / n_children; ++i)
         ::propose(logits(i), sampling, position_[i] + 1, tau, children.subspan(size_t(i) * n_children, n_children));
 }

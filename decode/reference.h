@@ -34,6 +34,7 @@ public:
     std::span<const float> logits(int i) const {
         return {&logits_[size_t(i) * logits_stride_], size_t(config().n_vocab)};
     }
+    int n_threads() const { return n_threads_; }
     uint64_t bytes() const;  // of weights and caches
 
 private:
@@ -44,6 +45,7 @@ private:
 
     ModelView model_;
     Rounding rounding_;
+    int n_threads_;
     std::unique_ptr<float[]> cache_key_, cache_value_;  // (n_layer, n_positions, n_embd)
     std::unique_ptr<float[]> slot_key_, slot_value_;    // (n_layer, kMaxSlots, n_embd)
     size_t stride_, logits_stride_;                     // row lengths, padded to whole tiles

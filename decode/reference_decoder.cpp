@@ -1,7 +1,5 @@
 #include "decode/reference_decoder.h"
 
-#include <omp.h>
-
 #include "decode/generate.h"
 #include "decode/reference.h"
 #include "model/error.h"
@@ -19,7 +17,7 @@ public:
         if (request.mode != Mode::baseline && !draft_)
             throw Error(kExitUsage, "this mode needs a draft and the model file holds none; use --mode baseline");
         Statistics stats = ::generate(target_, draft_.get(), table_, request, emit);
-        stats.device = "CPU, " + std::to_string(omp_get_max_threads()) + " threads";
+        stats.device = "CPU, " + std::to_string(target_.n_threads()) + " threads";
         stats.device_bytes = target_.bytes() + (draft_ ? draft_->bytes() : 0);
         return stats;
     }
