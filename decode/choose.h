@@ -1,4 +1,4 @@
-// choose(): the token at a position as a pure function of (logits, sampling settings, seed, position), design §2.
+// choose(): the token at a position as a pure function of (logits, sampling settings, seed, position).
 //
 //     T = 0:  argmax of logit(x)
 //     T > 0:  argmax over kept x of (logit(x) - max) / T + G(seed, position, x)      [Gumbel-max: an exact softmax

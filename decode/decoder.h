@@ -59,7 +59,7 @@ public:
 
     // Writes the continuation of request.prompt; `emit` is called in order with what each round accepted and returns
     // false to stop (what it was given still counts). The tokens are a function of weights, prompt, sampling and limits
-    // alone: design §2. Throws Error on a request the model cannot serve.
+    // alone. Throws Error on a request the model cannot serve.
     virtual Statistics generate(const Request& request, const std::function<bool(std::span<const Emitted>)>& emit) = 0;
 
     // The tree settings that pay on this device. Any others give the same text.

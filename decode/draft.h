@@ -1,4 +1,4 @@
-// Growing a round's tree with the draft, design §7: which nodes the next draft pass evaluates, what its proposals add
+// Growing a round's tree with the draft: which nodes the next draft pass evaluates, what its proposals add
 // to the tree, and when another pass no longer pays.
 //
 // A pass takes nodes best first from one pool: the tree's unevaluated nodes by their score and, in staged mode, tokens

@@ -1,4 +1,4 @@
-// The decode loop over any engine: prefill, then rounds of draft, verify, accept, commit (design §1, §7).
+// The decode loop over any engine: prefill, then rounds of draft, verify, accept, commit.
 #pragma once
 
 #include <functional>

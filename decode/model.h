@@ -30,7 +30,8 @@ public:
     // Runs the pass; every position must lie below n_positions and every slot below kMaxSlots.
     virtual void forward(const Pass& pass) = 0;
 
-    // For each node with logits of the last pass, in order: the token of the position after it, by design §2.
+    // For each node with logits of the last pass, in order: the token of the position after it, as decode/choose.h
+    // defines it.
     virtual void choose(const Sampling& sampling, std::span<int32_t> chosen) = 0;
 
     // For each node with logits of the last pass, in order: its `n_children` best continuations with their

@@ -1,5 +1,5 @@
 // The CPU engine: the specification of a model pass. Any GPT-2 shape, plain loops, a fixed order in every sum, so that
-// a node's logits have the same bits whatever else is in the pass (design §5).
+// a node's logits have the same bits whatever else is in the pass.
 //
 //   x = wte[token] + wpe[position]
 //   each layer:  x += c_proj(attention(c_attn(ln_1(x))));   x += mlp_proj(gelu(c_fc(ln_2(x))))

@@ -1,4 +1,4 @@
-// The tree of guesses that a round grows with the draft and verifies with the target, design §7.
+// The tree of guesses that a round grows with the draft and verifies with the target.
 //
 // A node is a token that may follow its parent; the root is the last committed token. A node's score is the sum of its
 // path's log-probabilities as the draft sees them. The tree is always the best-scored `capacity` nodes of all that were

@@ -1,4 +1,4 @@
-// out(node, head) = sum over keys p of softmax_p(q . k_p / 8) v_p, by logical position (design §5): the keys of a node
+// out(node, head) = sum over keys p of softmax_p(q . k_p / 8) v_p, by logical position: the keys of a node
 // are the cache below the pass's base, its ancestors by depth, itself.
 //
 // Keys come in chunks of 32 positions. One warp turns a chunk into (max, sum, output): scores on mma.m16n8k16 with up

@@ -1,4 +1,4 @@
-// The promise on the GPU (design §2): baseline decoding, which runs wholly on the device, and the speculative modes,
+// The promise on the GPU: baseline decoding, which runs wholly on the device, and the speculative modes,
 // which the host leads over passes of many widths, write the same text.
 #include <doctest/doctest.h>
 

@@ -1,4 +1,4 @@
-// A pass on the GPU: close to the CPU twin, and bits that don't depend on the pass (design §5).
+// A pass on the GPU: close to the CPU twin, and bits that don't depend on the pass.
 #include <doctest/doctest.h>
 
 #include <algorithm>

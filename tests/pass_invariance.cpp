@@ -1,4 +1,4 @@
-// A node's logits have the same bits whatever else is in the pass (design §5): any width, any column, any neighbours,
+// A node's logits have the same bits whatever else is in the pass: any width, any column, any neighbours,
 // any tree, prefilled in one piece or in chunks.
 #include <doctest/doctest.h>
 

@@ -1,4 +1,4 @@
-// The promise (design §2): for one seed the text is the same in baseline, speculative and staged mode, for any draft,
+// The promise: for one seed the text is the same in baseline, speculative and staged mode, for any draft,
 // any n-gram table and any tree settings, greedy or sampled.
 #include <doctest/doctest.h>
 
