@@ -18,23 +18,17 @@ struct Guess {
 // older may be -1 where the text begins.
 HD inline const NgramEntry* ngram_entry(const NgramView& table, int32_t older, int32_t newer) {
     if (!table.header) return nullptr;
-    if (older >= 0) {
-        const uint64_t mask = (uint64_t(1) << table.header->log2_slots) - 1;
-        uint64_t slot = ngram_hash(uint32_t(older), uint32_t(newer)) & mask;
-        for (uint32_t probe = 0; probe < table.header->max_probes; ++probe, slot = (slot + 1) & mask) {
-            const NgramEntry& entry = table.trigram[slot];
-            if (entry.token[0] == kNoToken) break;
-            if (entry.context[0] == uint32_t(older) && entry.context[1] == uint32_t(newer)) return &entry;
-        }
-    }
+    if (older >= 0)
+        if (const NgramEntry* entry = ngram_find(table, uint32_t(older), uint32_t(newer))) return entry;
     if (table.bigram[newer].token[0] != kNoToken) return &table.bigram[newer];
     return table.unigram;
 }
 
-// How often a token that followed an earlier occurrence of the last `length` tokens follows again. Measured with the
-// demo pair on its own kind of text; only the order in which guesses are tried depends on it.
+// How often the draft chooses again what followed the last `length` tokens where they stood before: measured on 42
+// texts of the demo, T = 1, k = 50 (greedy text repeats itself more: 0.80 to 0.96). Only the order of guesses depends
+// on it.
 HD inline float suffix_confidence(int length) {
-    return length >= 6 ? 0.85f : length >= 4 ? 0.75f : length == 3 ? 0.65f : 0.5f;
+    return length >= 8 ? 0.81f : length >= 5 ? 0.70f : length >= 3 ? 0.62f : 0.47f;
 }
 
 // Guesses for the token after `suffix` (its last token last), best first; returns their number. text: the committed

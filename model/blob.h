@@ -171,6 +171,18 @@ struct NgramView {
     const NgramEntry* unigram;  // (1)
 };
 
+// The entry of a trigram context, null if the table has none.
+HD inline const NgramEntry* ngram_find(const NgramView& table, uint32_t older, uint32_t newer) {
+    const uint32_t mask = (uint32_t(1) << table.header->log2_slots) - 1;
+    uint32_t slot = ngram_hash(older, newer) & mask;
+    for (uint32_t probe = 0; probe < table.header->max_probes; ++probe, slot = (slot + 1) & mask) {
+        const NgramEntry& entry = table.trigram[slot];
+        if (entry.token[0] == kNoToken) break;
+        if (entry.context[0] == older && entry.context[1] == newer) return &entry;
+    }
+    return nullptr;
+}
+
 // The n-gram section `bytes`, once its sizes are known to agree with each other and its tokens to lie below n_vocab;
 // else an Error(kExitBadModel) that begins with `name`.
 NgramView ngram_view(std::span<const uint8_t> bytes, int n_vocab, const std::string& name);

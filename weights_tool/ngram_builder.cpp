@@ -339,21 +339,11 @@ NgramTable build_ngram_table(const NgramText& text, const NgramLimits& limits) {
 }
 
 NgramCoverage measure_coverage(const NgramView& table, const NgramText& text) {
-    const uint32_t mask = (uint32_t(1) << table.header->log2_slots) - 1;
-    const auto find = [&](uint32_t older, uint32_t newer) -> const NgramEntry* {
-        uint32_t slot = ngram_hash(older, newer) & mask;
-        for (uint32_t probe = 0; probe < table.header->max_probes; ++probe, slot = (slot + 1) & mask) {
-            const NgramEntry& entry = table.trigram[slot];
-            if (entry.token[0] == kNoToken) break;
-            if (entry.context[0] == older && entry.context[1] == newer) return &entry;
-        }
-        return nullptr;
-    };
     NgramCoverage coverage;
     for (size_t i = 2; i < text.tokens.size(); ++i) {
         const int32_t older = text.tokens[i - 2], newer = text.tokens[i - 1], next = text.tokens[i];
         if (older < 0 || newer == text.separator || next < 0) continue;
-        const NgramEntry* entry = find(uint32_t(older), uint32_t(newer));
+        const NgramEntry* entry = ngram_find(table, uint32_t(older), uint32_t(newer));
         ++coverage.tokens;
         coverage.known += entry != nullptr;
         if (!entry) entry = table.bigram[newer].token[0] != kNoToken ? &table.bigram[newer] : table.unigram;
