@@ -1,7 +1,5 @@
 #include "tests/gpu_model.h"
 
-#include <cstring>
-
 #include "kernels/cuda_decoder.h"
 #include "model/half.h"
 #include "tests/skip.h"
@@ -15,12 +13,8 @@ bool gpu_or_skip() {
 RandomModel make_large_model(int n_layer, int n_head, int n_positions, int n_vocab, uint64_t seed, float scale) {
     const Config config = {n_layer, n_head, n_head * 64, n_positions, n_vocab, 1e-5f, n_vocab - 1, 1};
     const ModelLayout layout(config);
-    RandomModel model;
-    model.storage.resize((layout.size + 7) / 8);
+    RandomModel model = make_zero_model(config);
     uint8_t* bytes = reinterpret_cast<uint8_t*>(model.storage.data());
-    ModelHeader header = {};
-    header.config = config;
-    std::memcpy(bytes, &header, sizeof header);
     uint16_t half[4096];  // 12 random bits pick a weight
     for (int i = 0; i < 4096; ++i) half[i] = float_to_half((float(i) - 2047.5f) / 2048 * 1.732f * scale);
     uint64_t state = seed * 2 + 1;
@@ -46,6 +40,5 @@ RandomModel make_large_model(int n_layer, int n_head, int n_positions, int n_voc
                     }
                 }
     }
-    model.view = model_view({bytes, layout.size});
     return model;
 }

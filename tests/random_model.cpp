@@ -6,16 +6,24 @@
 
 #include "model/half.h"
 
-RandomModel make_random_model(int n_layer, int n_head, int n_embd, int n_positions, int n_vocab, uint64_t seed,
-                              float scale, bool tied) {
-    const Config config = {n_layer, n_head, n_embd, n_positions, n_vocab, 1e-5f, n_vocab - 1, tied};
-    const ModelLayout layout(config);
+RandomModel make_zero_model(const Config& config) {
     RandomModel model;
-    model.storage.resize((layout.size + 7) / 8);
+    const uint64_t size = ModelLayout(config).size;
+    model.storage.resize((size + 7) / 8);
     uint8_t* bytes = reinterpret_cast<uint8_t*>(model.storage.data());
     ModelHeader header = {};
     header.config = config;
     std::memcpy(bytes, &header, sizeof header);
+    model.view = model_view({bytes, size});
+    return model;
+}
+
+RandomModel make_random_model(int n_layer, int n_head, int n_embd, int n_positions, int n_vocab, uint64_t seed,
+                              float scale, bool tied) {
+    const Config config = {n_layer, n_head, n_embd, n_positions, n_vocab, 1e-5f, n_vocab - 1, tied};
+    const ModelLayout layout(config);
+    RandomModel model = make_zero_model(config);
+    uint8_t* bytes = reinterpret_cast<uint8_t*>(model.storage.data());
     std::mt19937_64 generator(seed);
     std::normal_distribution<float> normal(0, scale);
     for (const TensorPlace& tensor : layout.tensor) {
@@ -30,7 +38,6 @@ RandomModel make_random_model(int n_layer, int n_head, int n_embd, int n_positio
                 if (tensor.form == Form::vector) single[r] = half_to_float(float_to_half(value));
             }
     }
-    model.view = model_view({bytes, layout.size});
     return model;
 }
 

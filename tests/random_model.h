@@ -11,6 +11,9 @@ struct RandomModel {
     ModelView view;
 };
 
+// A model of this shape whose weights are all zero, for others to fill in place.
+RandomModel make_zero_model(const Config& config);
+
 // Weights are normal with deviation `scale` (LayerNorm weights around 1), rounded to fp16; the same for the same seed.
 RandomModel make_random_model(int n_layer, int n_head, int n_embd, int n_positions, int n_vocab, uint64_t seed,
                               float scale = 0.08f, bool tied = true);
