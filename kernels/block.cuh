@@ -1,4 +1,4 @@
-// What a thread block keeps for the time of a kernel: its shared memory, the ring's reading end, the phase it is in.
+// What a thread block keeps for the time of a kernel: its shared memory, the ring's reading end, the exchange it is in.
 // Shared memory is addressed through constants and kernel parameters, so that none of this occupies registers.
 #pragma once
 
@@ -11,10 +11,15 @@ struct Block {
     Ring ring;
     Ring::Position read;  // the same in all multiplying warps
     PhaseCounter phase;
+    uint32_t input_address;  // shared address of the matrix input
 
     // Called by all threads of the block.
     __device__ explicit Block(const PassArguments& arguments)
-        : a(arguments), ring(arguments), read(), phase(arguments.scratch) {
+        : a(arguments),
+          ring(arguments),
+          read(),
+          phase(arguments.scratch),
+          input_address(ptx::kept(ptx::shared_address(shared_memory) + arguments.shared.input)) {
         if (threadIdx.x == 0) {
             ring.initialise();
             set_doing(Doing::waiting);
@@ -32,15 +37,19 @@ struct Block {
     __device__ uint16_t* input(int row) const {  // (n_embd) matrix input
         return reinterpret_cast<uint16_t*>(shared_memory + a.shared.input) + row * a.shared.input_stride;
     }
+    __device__ uint32_t input_at(int row, int column) const {  // its shared address
+        return input_address + (row * a.shared.input_stride + column) * 2;
+    }
 };
 
-// The sum of `value` over the multiplying threads, in a fixed order: lanes pairwise, then warps ascending. space:
-// (kMultiplyWarps) in shared memory that nobody reads any more.
+// The sum of `value` over the multiplying threads, in a fixed order: lanes pairwise, then warps pairwise. space:
+// (kMultiplyWarps) in shared memory that nobody reads any more, 16-byte aligned.
 __device__ inline float block_sum(float* space, float value) {
+#pragma unroll
     for (int offset = 1; offset < 32; offset *= 2) value = __fadd_rn(value, __shfl_xor_sync(~0u, value, offset));
     if (threadIdx.x % 32 == 0) space[threadIdx.x / 32] = value;
     block_barrier();
-    float sum = space[0];
-    for (int w = 1; w < kMultiplyWarps; ++w) sum = __fadd_rn(sum, space[w]);
-    return sum;
+    const float4 a = reinterpret_cast<const float4*>(space)[0], b = reinterpret_cast<const float4*>(space)[1];
+    return __fadd_rn(__fadd_rn(__fadd_rn(a.x, a.y), __fadd_rn(a.z, a.w)),
+                     __fadd_rn(__fadd_rn(b.x, b.y), __fadd_rn(b.z, b.w)));
 }

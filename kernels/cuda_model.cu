@@ -29,6 +29,9 @@ std::string cuda_unsupported(const Config& c) {
     if (c.n_embd % 64 || c.n_head * kHeadSize != c.n_embd)
         return "the GPU engine needs heads of 64 columns, and this model has " + std::to_string(c.n_head) +
                " heads over " + std::to_string(c.n_embd) + " columns; run it with --device cpu";
+    if (c.n_embd > 4 * kMaxQuads * kMultiplyThreads)
+        return "the GPU engine takes up to " + std::to_string(4 * kMaxQuads * kMultiplyThreads) +
+               " columns, and this model has " + std::to_string(c.n_embd) + "; run it with --device cpu";
     return "";
 }
 
@@ -63,6 +66,9 @@ CudaModel::CudaModel(const ModelView& view, int device) : config_(view.config), 
                "reading its properties");
     cuda_check(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device), "reading its properties");
 
+    // Every block must have work in every layer (kernels/exchange.cuh).
+    n_blocks_ = std::min(n_blocks_, 9 * c.n_embd / 16);
+
     const ModelLayout layout(c);
     const LayerLayout& first = layout.layer[0];
     model_ = {
@@ -72,6 +78,7 @@ CudaModel::CudaModel(const ModelView& view, int device) : config_(view.config), 
         .n_positions = c.n_positions,
         .n_vocab = c.n_vocab,
         .epsilon = c.layer_norm_epsilon,
+        .per_column = 1.0f / c.n_embd,
         .stays_in_l2 = view.size<uint64_t(l2) * 3 / 4, .weights = nullptr, .layer = first, .layer_stride = c.n_layer> 1
                            ? layout.layer[1].ln_1_weight - first.ln_1_weight
                            : 0,
@@ -101,16 +108,22 @@ CudaModel::CudaModel(const ModelView& view, int device) : config_(view.config), 
     const auto piece = [](auto*& pointer, uint64_t count) { return Piece{&pointer, count * sizeof(*pointer)}; };
     const Piece pieces[] = {piece(model_.weights, view.size),
                             {&model_.kv, kv_bytes},
-                            piece(scratch_.q, kMaxNodes * E),
-                            piece(scratch_.input, kMaxNodes * E),
-                            piece(scratch_.mlp, kMaxNodes * 4 * E),
-                            piece(scratch_.proj, kMaxNodes * E),
-                            piece(scratch_.mlp_proj, kSplit * kMaxNodes * E),
+                            piece(scratch_.qkv, kMaxNodes * 2 * E),
+                            piece(scratch_.proj, 2 * kMaxNodes * E),
+                            piece(scratch_.mlp_proj, 2 * kSplit * kMaxNodes * E),
+                            piece(scratch_.attention.word, 8 * E / 2),
+                            piece(scratch_.input.word, 8 * E / 2),
+                            piece(scratch_.mlp.word, 8 * 2 * E),
+                            piece(scratch_.attention.pair, kMaxNodes * E / 2),
+                            piece(scratch_.input.pair, kMaxNodes * E / 2),
+                            piece(scratch_.mlp.pair, kMaxNodes * 2 * E),
                             piece(scratch_.logits, kMaxNodes * vocab),
                             piece(scores_, kMaxNodes * vocab),
                             piece(scratch_.best, 2),
                             piece(scratch_.chosen, 1),
-                            piece(scratch_.counter, 4),
+                            piece(scratch_.counter, 1),
+                            piece(scratch_.next_counter, 1),
+                            piece(scratch_.stop, 1),
                             piece(nodes_, 1)};
     for (const Piece& p : pieces) bytes_ += aligned(p.bytes);
     size_t free_bytes = 0, total_bytes = 0;
@@ -151,6 +164,7 @@ CudaModel::CudaModel(const ModelView& view, int device) : config_(view.config), 
                    "copying the weights");
         cuda_check(cudaEventRecord(staged_[half], stream_), "copying the weights");
     }
+    exchange_bytes_ = reinterpret_cast<uint8_t*>(scratch_.logits) - reinterpret_cast<uint8_t*>(scratch_.qkv);
     const uint64_t rest = aligned(view.size);
     cuda_check(cudaMemsetAsync(memory_ + rest, 0, bytes_ - rest, stream_), "clearing its memory");
     synchronise();
@@ -187,23 +201,45 @@ SharedLayout CudaModel::shared_layout(int column_tiles) const {
     const int E = config_.n_embd, width = 8 * column_tiles;
     SharedLayout s = {};
     s.input_stride = E + 16;
-    const int least = column_tiles == 1 ? 1 : width / 2 + 1;  // nodes of a pass of this width
-    s.x_rows = least <= pace.normalise_everywhere ? std::min(width, pace.normalise_everywhere)
-                                                  : (width + n_blocks_ - 1) / n_blocks_;
+    s.x_rows = (width + n_blocks_ - 1) / n_blocks_;
     const auto aligned_128 = [](uint32_t n) { return (n + 127) / 128 * 128; };
-    s.partial = 0;
-    s.x = aligned_128(s.partial + std::max(16384, 3 * E * 4));
-    s.input = aligned_128(s.x + s.x_rows * E * 4);
-    const uint32_t input_bytes = std::max(width * s.input_stride * 2, 4 * kAttentionBytes);
-    s.attention_nodes = std::min<int>(kGroup, input_bytes / kAttentionBytes);
+    s.x = 0;
+    s.partial = aligned_128(s.x + s.x_rows * E * 4);
+    const int partial_bytes = aligned_128(std::max(16384, 3 * E * 4));
+    s.input = s.partial + partial_bytes;
+    s.attention_nodes = 1;  // as many as let each block take one group, if they may be so many
+    while (s.attention_nodes < kGroup &&
+           config_.n_head * ((width + s.attention_nodes - 1) / s.attention_nodes) > n_blocks_)
+        ++s.attention_nodes;
+    const int input_bytes =
+        std::max(width * s.input_stride * 2, attention_bytes(width, s.attention_nodes) - partial_bytes);
     s.ring = aligned_128(s.input + input_bytes);
     s.n_slots = std::min(kMaxRingSlots, (max_shared_ - kSharedState - int(s.ring)) / kSlotBytes);
     s.bytes = s.ring + std::max(s.n_slots, 0) * kSlotBytes;
     return s;
 }
 
-PassArguments CudaModel::arguments(const DevicePass& pass) const {
-    PassArguments a = {model_, scratch_, shared_layout(column_tiles(pass.n)), pace, pass, nodes_};
+// Arguments of a kernel that runs n_passes passes, the exchanges of which are numbered anew.
+PassArguments CudaModel::arguments(const DevicePass& pass, int n_passes) {
+    const uint32_t numbers = n_passes * uint32_t(kLayerMatrices * config_.n_layer + 1);
+    if (next_number_ > UINT32_MAX - numbers) {
+        cuda_check(cudaMemsetAsync(scratch_.qkv, 0, exchange_bytes_, stream_), "starting a pass");
+        next_number_ = 1;
+    }
+    PassArguments a = {model_, {}, scratch_, shared_layout(column_tiles(pass.n)), pace, pass, nodes_};
+    a.pass.number = next_number_;
+    const LayerLayout& l = model_.layer;
+    const int rows = config_.n_embd / 16, units = pass.n == 1 ? kSplit : 1;
+    const auto plan = [&](Matrix which, uint64_t weight, uint64_t bias, int n_tasks, int units) {
+        a.matrix[int(which)] = {weight, bias, n_tasks, units, n_tasks % n_blocks_};
+    };
+    plan(Matrix::c_attn, l.c_attn_weight, l.c_attn_bias, 3 * rows, 1);
+    plan(Matrix::c_proj, l.c_proj_weight, kNoBias, rows, 1);
+    plan(Matrix::c_fc, l.c_fc_weight, l.c_fc_bias, 4 * rows, 1);
+    plan(Matrix::mlp_proj, l.mlp_proj_weight, kNoBias, kSplit / units * rows, units);
+    plan(Matrix::head, model_.lm_head, kNoBias, int(pad16(config_.n_vocab) / 16), 1);
+    next_number_ += numbers;
+    std::swap(scratch_.counter, scratch_.next_counter);
     // As few nodes of a head together as take no more rounds over the blocks than the most nodes would.
     const auto rounds = [&](int group) {
         return (model_.n_head * ((pass.n + group - 1) / group) + n_blocks_ - 1) / n_blocks_;
@@ -245,7 +281,7 @@ void CudaModel::run(const DevicePass& pass) {
         part.n_logits = std::max(0, std::min(part.n, done + part.n - first_logit));
         part.first += done;
         part.nodes_at = done;
-        PassArguments a = arguments(part);
+        PassArguments a = arguments(part, 1);
         a.scratch.logits += uint64_t(std::max(0, done - first_logit)) * pad16(config_.n_vocab);
         void* parameters[] = {&a};
         cuda_check(
@@ -258,7 +294,7 @@ void CudaModel::run(const DevicePass& pass) {
 
 void CudaModel::forward(const Pass& pass) {
     stage(pass);
-    run({pass.n, pass.n_logits, pass.base, pass.first, model_.n_positions, 0});
+    run({pass.n, pass.n_logits, pass.base, pass.first, model_.n_positions, 0, 0});
 }
 
 void CudaModel::prefill(int base, std::span<const int32_t> tokens) {
@@ -267,7 +303,7 @@ void CudaModel::prefill(int base, std::span<const int32_t> tokens) {
     for (size_t done = 0; done < tokens.size(); done += max_width_) {
         const int n = int(std::min<size_t>(max_width_, tokens.size() - done)), at = base + int(done);
         stage({at, 0, n, tokens.data() + done, parent, 0});
-        run({n, 0, at, 0, at, 0});  // slots stand for positions: nothing to commit
+        run({n, 0, at, 0, at, 0, 0});  // slots stand for positions: nothing to commit
     }
 }
 
@@ -279,8 +315,8 @@ void CudaModel::decode(int32_t last_token, int base, int max_tokens, int32_t end
     host.n_tokens = 0;
     host.stop = 0;
     cuda_check(cudaMemsetAsync(scratch_.best, 0, 2 * sizeof(uint64_t), stream_), "starting to decode");
-    cuda_check(cudaMemsetAsync(scratch_.counter, 0, 4 * sizeof(uint32_t), stream_), "starting to decode");
-    DecodeArguments d = {arguments({1, 1, base, 0, base, 0}),
+    cuda_check(cudaMemsetAsync(scratch_.stop, 0, sizeof(uint32_t), stream_), "starting to decode");
+    DecodeArguments d = {arguments({1, 1, base, 0, base, 0, 0}, max_tokens),
                          sampling,
                          last_token,
                          max_tokens,
@@ -288,11 +324,10 @@ void CudaModel::decode(int32_t last_token, int base, int max_tokens, int32_t end
                          host_->tokens,
                          &host_->n_tokens,
                          &host_->stop};
-    d.pass.pace.normalise_everywhere = std::max(1, pace.normalise_everywhere);
     void* parameters[] = {&d};
     cuda_check(cudaLaunchCooperativeKernel(
                    reinterpret_cast<const void*>(sampling.temperature == 0 ? decode_pass<true> : decode_pass<false>),
-                   dim3(n_blocks_), dim3(kBlockThreads), parameters, d.pass.shared.bytes, stream_),
+                   dim3(n_blocks_), dim3(kBlockThreads + 32), parameters, d.pass.shared.bytes, stream_),
                "starting to decode");
     uint32_t seen = 0;
     for (bool running = true, wanted = true; running;) {

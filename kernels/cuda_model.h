@@ -52,7 +52,7 @@ public:
     Pace pace;
 
 private:
-    PassArguments arguments(const DevicePass& pass) const;
+    PassArguments arguments(const DevicePass& pass, int n_passes);
     void stage(const Pass& pass);
     void run(const DevicePass& pass);
     ChooseArguments choose_arguments(const Sampling& sampling) const;
@@ -61,6 +61,8 @@ private:
     Config config_;
     int device_, n_blocks_ = 0, max_shared_ = 0, max_width_ = 0;
     uint64_t bytes_ = 0;
+    uint64_t exchange_bytes_ = 0;  // of scratch_.qkv and what follows up to the logits
+    uint32_t next_number_ = 1;     // of an exchange; words start as 0
     DeviceModel model_ = {};
     Scratch scratch_ = {};
     uint8_t* memory_ = nullptr;   // everything on the device

@@ -16,10 +16,10 @@ constexpr int kSplit = 4;           // mlp_proj is multiplied as 4 matrices of n
 
 struct DeviceModel {
     int n_layer, n_head, n_embd, n_positions, n_vocab;
-    float epsilon;
-    bool stays_in_l2;        // the weights fit there
-    const uint8_t* weights;  // the section as in the blob
-    LayerLayout layer;       // offsets of layer 0; those of the next are layer_stride further
+    float epsilon, per_column;  // 1 / n_embd
+    bool stays_in_l2;           // the weights fit there
+    const uint8_t* weights;     // the section as in the blob
+    LayerLayout layer;          // offsets of layer 0; those of the next are layer_stride further
     uint64_t layer_stride;
     uint64_t wte, wpe, ln_f_weight, ln_f_bias, lm_head;
     int kv_rows;   // n_positions + kMaxSlots: the cache by position, then the slots
@@ -38,23 +38,32 @@ struct DeviceModel {
 
 // Matrix inputs are fp16 rows in which each run of 16 columns is kept in the order in which a lane of mma.m16n8k16
 // reads its B fragment: columns 2t, 2t+1, 2t+8, 2t+9 for t = 0..3. Even columns keep their right neighbour.
-HD constexpr int fragment_column(int column) {
-    const int c = column % 16;
+HD constexpr uint32_t fragment_column(uint32_t column) {
+    const uint32_t c = column % 16;
     return column - c + (c % 8) / 2 * 4 + c / 8 * 2 + c % 2;
 }
 
-// Global memory between the phases of a pass. Rows by node.
+// Rows of halves in fragment order that blocks exchange, in pairs: as words of (pair, number) in passes of up to 8
+// nodes, where the way counts, as they are in wider ones, where the bytes count (exchange.cuh).
+struct HalfRows {
+    uint64_t* word;  // (8, columns / 2)
+    uint32_t* pair;  // (kMaxNodes, columns / 2)
+};
+
+// Global memory between the phases of a pass, rows by node. Words are (value, number) of 32 bits each.
 struct Scratch {
-    float* q;           // (kMaxNodes, n_embd)
-    uint16_t* input;    // (kMaxNodes, n_embd) matrix input: LayerNorm's result or attention's
-    uint16_t* mlp;      // (kMaxNodes, 4 n_embd) matrix input of mlp_proj
-    float* proj;        // (kMaxNodes, n_embd) c_proj's result, bias not yet added
-    float* mlp_proj;    // (kSplit, kMaxNodes, n_embd) the parts of mlp_proj's result
-    float* logits;      // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order
-    uint64_t* best;     // (2) greedy decoding: the best (logit, token) of even and odd steps
-    int32_t* chosen;    // (1) the token that sampled decoding goes on with
-    uint32_t* counter;  // (4) phase counter, blocks that have left, stop flag of the current decode
-    uint32_t* failure;  // host memory: which wait ran out of patience
+    uint64_t* qkv;       // (kMaxNodes, 2 n_embd) words: q in fp32, keys and values as pairs of halves
+    uint64_t* proj;      // (2, kMaxNodes, n_embd) words: c_proj's result, bias not yet added; even and odd layers
+    uint64_t* mlp_proj;  // (2, kSplit, kMaxNodes, n_embd) words: the parts of mlp_proj's result, or their sum as part 0
+    HalfRows attention;  // n_embd columns
+    HalfRows input;      // n_embd: LayerNorm's result
+    HalfRows mlp;        // 4 n_embd: matrix input of mlp_proj
+    float* logits;       // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order
+    uint64_t* best;      // (2) greedy decoding: the best (logit, token) of even and odd steps
+    int32_t* chosen;     // (1) the token that sampled decoding goes on with
+    uint32_t *counter, *next_counter;  // phase counter of this kernel, of the next
+    uint32_t* stop;                    // not 0 ends the current decode
+    uint32_t* failure;                 // host memory: which wait ran out of patience
 };
 
 // The nodes of a pass in device memory.
@@ -66,32 +75,46 @@ struct PassNodes {
 
 struct DevicePass {
     int n, n_logits;
-    int base;       // committed positions
-    int first;      // slot of the first node
-    int slot_rows;  // the row of the cache that slot 0 stands for: n_positions, or base for text that is certain
-    int nodes_at;   // where the first node stands in PassNodes
+    int base;         // committed positions
+    int first;        // slot of the first node
+    int slot_rows;    // the row of the cache that slot 0 stands for: n_positions, or base for text that is certain
+    int nodes_at;     // where the first node stands in PassNodes
+    uint32_t number;  // of its first exchange: a pass takes 4 n_layer + 1 of them
 };
 
-// How the weights' stream is paced, in pieces under way: fewer while the block waits for others or loads what they
-// wrote, because that queues behind the weights; none while it publishes (phase_counter.cuh). Never alters a result.
+// How the weights' stream is paced, in pieces under way: fewer while the block waits for what others write, because
+// that queues behind the weights. Never alters a result.
 struct Pace {
-    int waiting = 1, loading = 1, multiplying = 2;
-    int normalise_everywhere = 1;  // passes up to this many nodes repeat LayerNorm in every block
+    int waiting = 1, multiplying = 3;
 };
 
 // Offsets in a block's shared memory, bytes.
 struct SharedLayout {
-    uint32_t partial;  // sums of the warps, and LayerNorm's parameters while these are idle
     uint32_t x;        // (x_rows, n_embd) fp32 residual stream
-    uint32_t input;    // (8 NT, input_stride) fp16 matrix input, or attention's partial results
+    uint32_t partial;  // sums of the warps, LayerNorm's parameters while these are idle
+    uint32_t input;    // (8 NT, input_stride) fp16 matrix input; with `partial` what attention works on
     uint32_t ring;     // (n_slots, kSlotBytes)
     uint32_t bytes;
     int x_rows, input_stride, n_slots;
     int attention_nodes;  // of one head that a block takes at a time
 };
 
+// A matrix of each layer, or the head, as the pass reads it (weight_ring.cuh).
+struct MatrixPlan {
+    uint64_t weight, bias;  // offsets in layer 0; kNoBias: none, or not added with the product
+    int n_tasks;            // of `units` units each: 16 rows by n_embd columns
+    int units;
+    int turn;  // n_tasks mod the number of blocks
+};
+constexpr uint64_t kNoBias = ~uint64_t(0);
+
+// The matrices of a pass in their order: four a layer, then the head.
+enum class Matrix { c_attn, c_proj, c_fc, mlp_proj, head };
+constexpr int kLayerMatrices = 4;
+
 struct PassArguments {
     DeviceModel model;
+    MatrixPlan matrix[kLayerMatrices + 1];  // by Matrix
     Scratch scratch;
     SharedLayout shared;
     Pace pace;

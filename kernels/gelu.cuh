@@ -7,5 +7,6 @@
 __device__ inline float gelu(float x) {
     const float cubed = __fmul_rn(__fmul_rn(x, x), x);
     const float u = __fmul_rn(0.797884561f, __fmaf_rn(0.044715f, cubed, x));
-    return __fdiv_rn(x, __fadd_rn(1.0f, ptx::exp2(__fmul_rn(u, -2.88539008f))));  // -2 / ln 2
+    const float d = __fadd_rn(1.0f, ptx::exp2(fminf(__fmul_rn(u, -2.88539008f), 126.0f)));  // -2 / ln 2
+    return ptx::quotient(x, d);
 }

@@ -2,31 +2,25 @@
 //
 //     x += (part 0 + part 1 + ...) + bias;     out = (x - mean) / sqrt(variance + epsilon) * weight + shift, as fp16
 //
-// A thread takes 4 neighbouring columns at a time; sums run over its columns ascending, then over lanes and warps in
-// block_sum's order. Reads 4 n_embd bytes a part from L2; bias, weight and shift (12 n_embd bytes) are fetched while
-// the block waits for the parts.
+// A thread takes one or two quads of neighbouring columns and keeps them in registers; sums run over its columns, then
+// over lanes and warps in block_sum's order. Reads 8 n_embd bytes a part from L2; bias, weight and shift (12 n_embd
+// bytes) are fetched while the block waits for the parts.
 #pragma once
 
-#include "kernels/block.cuh"
+#include "kernels/exchange.cuh"
 
 struct NormParameters {
     const float* bias;            // (n_embd) of the branch that is added; null: nothing is added
     const float *weight, *shift;  // (n_embd)
 };
 
-// Of the LayerNorm before matrix `at` of the pass, and the bias of the branch that it takes in.
-__device__ inline NormParameters norm_parameters(const DeviceModel& m, int at) {
-    const int layer = at / kLayerMatrices;
+// Of the LayerNorm before a matrix of layer `layer`, and the bias of the branch that it takes in.
+__device__ inline NormParameters norm_parameters(const DeviceModel& m, Matrix which, int layer) {
     const LayerLayout& l = m.layer;
-    switch (matrix_kind(m, at)) {
-        case Matrix::c_attn:
-            return {layer ? m.vector(layer - 1, l.mlp_proj_bias) : nullptr, m.vector(layer, l.ln_1_weight),
-                    m.vector(layer, l.ln_1_bias)};
-        case Matrix::c_fc:
-            return {m.vector(layer, l.c_proj_bias), m.vector(layer, l.ln_2_weight), m.vector(layer, l.ln_2_bias)};
-        default:
-            return {m.vector(layer - 1, l.mlp_proj_bias), m.vector(0, m.ln_f_weight), m.vector(0, m.ln_f_bias)};
-    }
+    const float* mlp_bias = layer ? m.vector(layer - 1, l.mlp_proj_bias) : nullptr;
+    if (which == Matrix::c_attn) return {mlp_bias, m.vector(layer, l.ln_1_weight), m.vector(layer, l.ln_1_bias)};
+    if (which == Matrix::head) return {mlp_bias, m.vector(0, m.ln_f_weight), m.vector(0, m.ln_f_bias)};
+    return {m.vector(layer, l.c_proj_bias), m.vector(layer, l.ln_2_weight), m.vector(layer, l.ln_2_bias)};
 }
 
 // Starts fetching the parameters into the partial sums' place, (3, n_embd): each thread what it will use itself.
@@ -44,59 +38,99 @@ __device__ inline uint32_t pack_halves(float low, float high) {
     return *reinterpret_cast<const uint32_t*>(&both);
 }
 
-// x: (n_embd) shared. part: (n_parts, part_stride) floats, global, written by other blocks; n_parts 0: none.
-// out: (n_embd) halves in fragment order, shared. All multiplying threads, each having waited for its parameters.
-__device__ inline void add_and_normalise(const Block& b, int n_embd, float epsilon, float* x, const float* part,
-                                         int n_parts, int part_stride, uint16_t* out) {
-    const float* bias = b.partial();
-    const float* weight = bias + n_embd;
-    const float* shift = weight + n_embd;
-    const int n_quads = n_embd / 4;
-    float sum = 0;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < n_quads; i += kMultiplyThreads) {
-        float4 v = reinterpret_cast<float4*>(x)[i];
-        if (n_parts) {
-            float4 branch[kSplit];  // all on their way at once
+// The branch that a LayerNorm takes in first: n_parts results (0: none, 1 or kSplit), added in order.
+struct Branch {
+    const uint64_t* part;  // words (n_parts, stride), of which n_embd are taken
+    int n_parts;
+    uint32_t stride, number;
+};
+
+constexpr int kMaxQuads = 2;  // of a thread, hence n_embd <= 8 kMultiplyThreads
+
+// v += branch + bias for this thread's quads, the first and n_own - 1 more.
+template <int kParts>
+__device__ inline void add_branch(const Block& b, float4 (&v)[kMaxQuads], int n_own, const float* bias,
+                                  const Branch& branch) {
+    constexpr int kTogether = kParts == 1 ? kMaxQuads : 1;  // quads
 #pragma unroll
-            for (int s = 0; s < kSplit; ++s)
-                if (s < n_parts) branch[s] = __ldcg(reinterpret_cast<const float4*>(part + s * part_stride) + i);
+    for (int first = 0; first < kMaxQuads; first += kTogether) {
+        if (first >= n_own) break;
+        uint32_t offset[kTogether * kParts * 2];
+        uint4 pair[kTogether * kParts * 2];
 #pragma unroll
-            for (int s = 1; s < kSplit; ++s)
-                if (s < n_parts) {
-                    branch[0].x = __fadd_rn(branch[0].x, branch[s].x);
-                    branch[0].y = __fadd_rn(branch[0].y, branch[s].y);
-                    branch[0].z = __fadd_rn(branch[0].z, branch[s].z);
-                    branch[0].w = __fadd_rn(branch[0].w, branch[s].w);
-                }
-            const float4 c = reinterpret_cast<const float4*>(bias)[i];
-            v.x = __fadd_rn(v.x, __fadd_rn(branch[0].x, c.x));
-            v.y = __fadd_rn(v.y, __fadd_rn(branch[0].y, c.y));
-            v.z = __fadd_rn(v.z, __fadd_rn(branch[0].z, c.z));
-            v.w = __fadd_rn(v.w, __fadd_rn(branch[0].w, c.w));
-            reinterpret_cast<float4*>(x)[i] = v;
+        for (int k = 0; k < kTogether * kParts * 2; ++k)
+            offset[k] = k / 2 % kParts * branch.stride +
+                        4 * (threadIdx.x + (first + k / (2 * kParts)) * kMultiplyThreads) + k % 2 * 2;
+        collect(b, branch.part, offset, min(kTogether, n_own - first) * kParts * 2, branch.number, pair);
+#pragma unroll
+        for (int q = 0; q < kTogether; ++q) {
+            if (first + q >= n_own) break;
+            const auto part = [&](int p) {
+                const uint4 &low = pair[(q * kParts + p) * 2], &high = pair[(q * kParts + p) * 2 + 1];
+                return float4{__uint_as_float(low.x), __uint_as_float(low.z), __uint_as_float(high.x),
+                              __uint_as_float(high.z)};
+            };
+            float4 all = part(0);
+#pragma unroll
+            for (int p = 1; p < kParts; ++p) {
+                const float4 more = part(p);
+                all = {__fadd_rn(all.x, more.x), __fadd_rn(all.y, more.y), __fadd_rn(all.z, more.z),
+                       __fadd_rn(all.w, more.w)};
+            }
+            const float4 c = reinterpret_cast<const float4*>(bias)[threadIdx.x + (first + q) * kMultiplyThreads];
+            float4& x = v[first + q];
+            x = {__fadd_rn(x.x, __fadd_rn(all.x, c.x)), __fadd_rn(x.y, __fadd_rn(all.y, c.y)),
+                 __fadd_rn(x.z, __fadd_rn(all.z, c.z)), __fadd_rn(x.w, __fadd_rn(all.w, c.w))};
         }
-        sum = __fadd_rn(__fadd_rn(__fadd_rn(__fadd_rn(sum, v.x), v.y), v.z), v.w);
     }
-    const float per_column = __frcp_rn(float(n_embd));
-    const float mean = __fmul_rn(block_sum(shared_state.sums, sum), per_column);
-    float squares = 0;
-    for (int i = threadIdx.x; i < n_quads; i += kMultiplyThreads) {
-        const float4 v = reinterpret_cast<const float4*>(x)[i];
-        const float d0 = __fsub_rn(v.x, mean), d1 = __fsub_rn(v.y, mean), d2 = __fsub_rn(v.z, mean),
-                    d3 = __fsub_rn(v.w, mean);
-        squares = __fmaf_rn(d3, d3, __fmaf_rn(d2, d2, __fmaf_rn(d1, d1, __fmaf_rn(d0, d0, squares))));
-    }
-    const float variance = __fmul_rn(block_sum(shared_state.squares, squares), per_column);
-    const float scale = __frsqrt_rn(__fadd_rn(variance, epsilon));
-    for (int i = threadIdx.x; i < n_quads; i += kMultiplyThreads) {
-        const float4 v = reinterpret_cast<const float4*>(x)[i];
-        const float4 w = reinterpret_cast<const float4*>(weight)[i], s = reinterpret_cast<const float4*>(shift)[i];
-        const auto norm = [&](float value, float w_, float s_) {
-            return __fmaf_rn(__fmul_rn(__fsub_rn(value, mean), scale), w_, s_);
-        };
-        uint32_t* to = reinterpret_cast<uint32_t*>(out + fragment_column(4 * i));
-        to[0] = pack_halves(norm(v.x, w.x, s.x), norm(v.y, w.y, s.y));
-        to[2] = pack_halves(norm(v.z, w.z, s.z), norm(v.w, w.w, s.w));  // the next lane's share
-    }
+}
+
+// x: (n_embd) shared. put(word, halves) receives the result: two neighbouring halves in fragment order. All multiplying
+// threads; each has called norm_prefetch().
+template <class Put>
+__device__ inline void add_and_normalise(const Block& b, float* x, const Branch& branch, const Put& put) {
+    const DeviceModel& m = b.a.model;
+    const float* bias = b.partial();
+    const float* weight = bias + m.n_embd;
+    const float* shift = weight + m.n_embd;
+    const int n_quads = m.n_embd / 4;
+    const int n_own = (n_quads - int(threadIdx.x) + kMultiplyThreads - 1) / kMultiplyThreads;  // may be 0
+    const auto quad = [&](const float* row, int q) {
+        return reinterpret_cast<const float4*>(row)[threadIdx.x + q * kMultiplyThreads];
+    };
+    float4 v[kMaxQuads];
+#pragma unroll
+    for (int q = 0; q < kMaxQuads; ++q) v[q] = q < n_own ? quad(x, q) : float4{0, 0, 0, 0};
+    ptx::copies_wait();
+    if (branch.n_parts == 1)
+        add_branch<1>(b, v, n_own, bias, branch);
+    else if (branch.n_parts == kSplit)
+        add_branch<kSplit>(b, v, n_own, bias, branch);
+
+    float sum = 0, squares = 0;
+#pragma unroll
+    for (int q = 0; q < kMaxQuads; ++q)
+        if (q < n_own) {
+            if (branch.n_parts) reinterpret_cast<float4*>(x)[threadIdx.x + q * kMultiplyThreads] = v[q];
+            sum = __fadd_rn(sum, __fadd_rn(__fadd_rn(v[q].x, v[q].y), __fadd_rn(v[q].z, v[q].w)));
+        }
+    const float mean = __fmul_rn(block_sum(shared_state.sums, sum), m.per_column);
+#pragma unroll
+    for (int q = 0; q < kMaxQuads; ++q)
+        if (q < n_own) {
+            v[q] = {__fsub_rn(v[q].x, mean), __fsub_rn(v[q].y, mean), __fsub_rn(v[q].z, mean), __fsub_rn(v[q].w, mean)};
+            const float low = __fmaf_rn(v[q].y, v[q].y, __fmul_rn(v[q].x, v[q].x));
+            squares = __fadd_rn(squares, __fadd_rn(low, __fmaf_rn(v[q].w, v[q].w, __fmul_rn(v[q].z, v[q].z))));
+        }
+    const float variance = __fmul_rn(block_sum(shared_state.squares, squares), m.per_column);
+    const float scale = __frsqrt_rn(__fadd_rn(variance, m.epsilon));
+#pragma unroll
+    for (int q = 0; q < kMaxQuads; ++q)
+        if (q < n_own) {
+            const float4 w = quad(weight, q), s = quad(shift, q);
+            const auto norm = [&](float d, float w_, float s_) { return __fmaf_rn(__fmul_rn(d, scale), w_, s_); };
+            const uint32_t word = fragment_column(4 * (threadIdx.x + q * kMultiplyThreads)) / 2;
+            put(word, pack_halves(norm(v[q].x, w.x, s.x), norm(v[q].y, w.y, s.y)));
+            put(word + 2, pack_halves(norm(v[q].z, w.z, s.z), norm(v[q].w, w.w, s.w)));  // the next lane's share
+        }
 }

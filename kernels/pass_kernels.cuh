@@ -19,8 +19,7 @@ template <int NT>
 __global__ void __launch_bounds__(kBlockThreads, 1) forward_pass(const __grid_constant__ PassArguments a) {
     Block b(a);
     if (threadIdx.x >= kMultiplyThreads) {
-        const auto no_errand = [] {};
-        Stream<decltype(no_errand)> stream{a, Ring(a), no_errand};
+        Stream stream{a, Ring(a)};
         stream.copy_pass(a.pass.n_logits > 0);
         stream.drain();
         return;
@@ -31,42 +30,47 @@ __global__ void __launch_bounds__(kBlockThreads, 1) forward_pass(const __grid_co
     }
     block_barrier();
     const uint64_t stride = pad16(a.model.n_vocab);
-    forward<NT>(b, a.pass, [&](int row, int node, float value) { a.scratch.logits[node * stride + row] = value; });
-    b.phase.leave();
+    forward<NT>(b, a.pass, [&](int row, int node, float low, float high) {
+        *reinterpret_cast<float2*>(a.scratch.logits + node * stride + row) = {low, high};
+    });
 }
 
-// Takes decoded tokens from block 0's mailbox to the host and the host's stop flag back.
-struct HostErrand {
-    const DecodeArguments& d;
-    int sent = 0;
-
-    __device__ void operator()() {
-        if (blockIdx.x != 0) return;
+// Takes decoded tokens from block 0's mailbox to the host and the host's stop flag back, in one thread that nothing
+// else waits for: each trip takes microseconds.
+__device__ inline void carry_mail(const DecodeArguments& d) {
+    for (int sent = 0, stop = 0; !stop;) {
+        stop = atomicAdd(&shared_state.stop, 0);  // before the last look
         const uint64_t mail = atomicAdd(&shared_state.mail, 0);
-        if (int(mail >> 32) == sent) return;
+        if (int(mail >> 32) == sent) continue;
         d.tokens[sent] = int32_t(uint32_t(mail));
         ptx::store_release_system(d.n_tokens, ++sent);
         if (ptx::load_system(d.stop)) atomicExch(&shared_state.host_stops, 1);
         atomicExch(&shared_state.n_sent, sent);
+        stop = 0;
     }
-};
+}
+
+// A function of its own, lest it take registers from the pass.
+static __device__ __noinline__ int32_t choose_one(ChooseSpace& space, const float* logits, int n_vocab,
+                                                  const Sampling& sampling, int position) {
+    return team_choose(space, logits, n_vocab, sampling, position);
+}
 
 // Baseline decoding: the token of each step goes to the host and into the next step; nobody waits for the host.
 template <bool greedy>
-__global__ void __launch_bounds__(kBlockThreads, 1) decode_pass(const __grid_constant__ DecodeArguments d) {
+__global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __grid_constant__ DecodeArguments d) {
     Block b(d.pass);
     const DeviceModel& m = d.pass.model;
     const Scratch& s = d.pass.scratch;
+    if (threadIdx.x >= kBlockThreads) {
+        if (blockIdx.x == 0 && threadIdx.x == kBlockThreads) carry_mail(d);
+        return;
+    }
     if (threadIdx.x >= kMultiplyThreads) {
-        HostErrand errand{d};
-        Stream<HostErrand&> stream{d.pass, Ring(d.pass), errand};
+        Stream stream{d.pass, Ring(d.pass)};
         for (int step = 0; step < d.max_tokens && stream.copy_pass(true); ++step) {
         }
         stream.drain();
-        if (threadIdx.x % 32 == 0) {
-            while (!atomicAdd(&shared_state.stop, 0)) errand();
-            errand();
-        }
         return;
     }
     const bool first_thread = blockIdx.x == 0 && threadIdx.x == 0;
@@ -79,10 +83,13 @@ __global__ void __launch_bounds__(kBlockThreads, 1) decode_pass(const __grid_con
     }
     block_barrier();
     for (;;) {
-        forward<1>(b, pass, [&](int row, int, float value) {
-            if (!greedy) s.logits[row] = value;
-            if (greedy && row < m.n_vocab && value > -INFINITY) atomicMax(&shared_state.best, score_key(value, row));
+        uint64_t best = 0;  // (logit, token) of this thread
+        forward<1>(b, pass, [&](int row, int, float low, float high) {
+            if (!greedy) *reinterpret_cast<float2*>(s.logits + row) = {low, high};
+            if (greedy && row < m.n_vocab && low > -INFINITY) best = max(best, score_key(low, row));
+            if (greedy && row + 1 < m.n_vocab && high > -INFINITY) best = max(best, score_key(high, row + 1));
         });
+        if (greedy && best) atomicMax(&shared_state.best, static_cast<unsigned long long>(best));
         const int step = pass.base - d.pass.pass.base;
         int32_t token;
         if constexpr (greedy) {
@@ -92,23 +99,23 @@ __global__ void __launch_bounds__(kBlockThreads, 1) decode_pass(const __grid_con
         }
         if (first_thread) {
             s.best[(step + 1) % 2] = 0;
-            if (atomicAdd(&shared_state.host_stops, 0)) s.counter[2] = 1;
+            if (atomicAdd(&shared_state.host_stops, 0)) *s.stop = 1;
         }
-        b.phase.arrive(gridDim.x, true);
+        b.phase.arrive(gridDim.x, true, true);
         if constexpr (greedy) {
-            b.phase.wait();
+            b.phase.wait(true);
             const uint64_t best = __ldcg(s.best + step % 2);
             token = best ? score_id(best) : 0;
         } else {
             if (blockIdx.x == 0) {
-                b.phase.wait();
+                b.phase.wait(true);
                 // The partial sums' place is free.
                 ChooseSpace& space = *reinterpret_cast<ChooseSpace*>(b.partial());
-                token = team_choose(space, s.logits, m.n_vocab, d.sampling, pass.base + 1);
+                token = choose_one(space, s.logits, m.n_vocab, d.sampling, pass.base + 1);
                 if (threadIdx.x == 0) *s.chosen = token;
             }
-            b.phase.arrive(1, blockIdx.x == 0);
-            b.phase.wait();
+            b.phase.arrive(1, blockIdx.x == 0, true);
+            b.phase.wait(true);
             token = __ldcg(s.chosen);
         }
         if (first_thread) {
@@ -116,18 +123,18 @@ __global__ void __launch_bounds__(kBlockThreads, 1) decode_pass(const __grid_con
             while (atomicAdd(&shared_state.n_sent, 0) < step) patience.turn(Wait::host);
             atomicExch(&shared_state.mail, uint64_t(step + 1) << 32 | uint32_t(token));
         }
-        if (token == d.end_token || __ldcg(s.counter + 2) || step + 1 == d.max_tokens) break;
+        if (token == d.end_token || __ldcg(s.stop) || step + 1 == d.max_tokens) break;
         block_barrier();  // all have read where this step stood
         if (threadIdx.x == 0) {
             ++pass.base;
             ++pass.slot_rows;
+            pass.number += kLayerMatrices * m.n_layer + 1;
             shared_state.token[0] = token;
             shared_state.best = 0;
         }
         block_barrier();
     }
     if (threadIdx.x == 0) atomicExch(&shared_state.stop, 1);
-    b.phase.leave();
 }
 
 struct ChooseArguments {

@@ -1,13 +1,15 @@
-// The barrier between the phases of a pass: one word that only grows. A block that worked in a phase adds 1 when it has
-// written its results; a phase is complete when the word has reached the sum of the workers of all phases so far. One
-// trip to L2 to arrive, one to see the last arrival; nobody waits to leave, blocks without work don't take part.
+// What a block's threads share, how they wait, and the counter of the phases of a pass: one word that only grows. A
+// block that worked in a phase adds 1 when it has written its results; a phase is complete when the word has reached
+// the sum of the workers of all phases so far.
 //
 //     work(phase);  arrive(workers of the phase, whether this block was one);  prefetch what others don't write;
 //     wait();
 //
-// The release waits for all that the multiprocessor has under way, the copies of weights too: 1.6 us with one piece of
-// 20 KB under way, 3 us with three. So a block's stream pauses from its last multiplication until it has arrived.
-// A block that works in a phase has waited for the phase before it: hence a sum suffices.
+// An arrival that publishes is a release: whoever has waited sees all that was written before. It waits for everything
+// that the multiprocessor has under way, the copies of weights too, 1.6 us with one piece of 20 KB under way and 3 us
+// with three; so the stream pauses until it is done. An arrival that does not publish costs nothing and merely tells
+// when to look: the results then travel as words that say themselves whether they are there (exchange.cuh). A block
+// that works in a phase has waited for the phase before it: hence a sum suffices.
 #pragma once
 
 #include "kernels/device_model.h"
@@ -15,7 +17,7 @@
 
 constexpr uint64_t kPatience = 4'000'000'000;  // nanoseconds; a pass takes a few thousandths of this
 
-enum class Wait : uint32_t { none, phase, weights, slot, host };
+enum class Wait : uint32_t { none, phase, exchange, weights, slot, host };
 
 // Counts the turns of a spin loop and ends the kernel when they have lasted too long.
 struct Patience {
@@ -42,17 +44,18 @@ __device__ inline void block_barrier() {
 constexpr int kMaxRingSlots = 16;
 
 // What the multiplying warps are at: the streaming warp sets its pace by it.
-enum class Doing { waiting, loading, multiplying, arriving };
+enum class Doing { waiting, multiplying, arriving };
 
 // What a block's threads share besides SharedLayout's regions.
 struct SharedState {
     uint64_t full[kMaxRingSlots], empty[kMaxRingSlots];  // mbarriers of the ring
     int doing;                                           // Doing; set and read with atomics
     int stop;                                            // nobody will read further weights
-    float sums[kMultiplyWarps], squares[kMultiplyWarps];
+    alignas(16) float sums[kMultiplyWarps], squares[kMultiplyWarps];
     float bias[4][16];  // of the tasks being summed
     int token[kMaxNodes], depth[kMaxNodes];
-    // Decoding: (step + 1, token) on its way to the host, which the streaming warp of block 0 talks to.
+    uint32_t target, workers;  // of the phase counter: arrivals that complete the last phase, those of it alone
+    // Decoding: (step + 1, token) on its way to the host, whom a warp of block 0's talks to.
     unsigned long long best;  // (logit, token) of this block
     unsigned long long mail;
     int n_sent, host_stops;
@@ -67,35 +70,34 @@ __device__ inline void set_doing(Doing doing) {
 
 struct PhaseCounter {
     const Scratch& scratch;
-    uint32_t target = 0;  // arrivals that complete the last phase
-    __device__ explicit PhaseCounter(const Scratch& s) : scratch(s) {}
+    __device__ explicit PhaseCounter(const Scratch& s) : scratch(s) {
+        if (threadIdx.x != 0) return;
+        shared_state.target = shared_state.workers = 0;
+        if (blockIdx.x == 0) *scratch.next_counter = 0;
+    }
 
-    __device__ void arrive(int workers, bool worked) {
-        target += workers;
-        if (!worked) return;
-        block_barrier();
-        if (threadIdx.x == 0) {
+    // The block's threads have met since they wrote.
+    __device__ void arrive(int workers, bool worked, bool publish) {
+        if (threadIdx.x != 0) return;
+        shared_state.workers = workers;
+        shared_state.target += workers;
+        if (worked && publish) {
+            set_doing(Doing::arriving);
             ptx::add_release(scratch.counter, 1);
             set_doing(Doing::waiting);
+        } else if (worked) {
+            ptx::add_relaxed(scratch.counter, 1);
         }
     }
 
-    __device__ void wait() {
+    // published: the last phase published its results. Else half of its arrivals suffice, so that the words of the
+    // others are looked for while they are on their way.
+    __device__ void wait(bool published) {
         if (threadIdx.x == 0) {
-            set_doing(Doing::waiting);
+            const uint32_t target = shared_state.target - (published ? 0 : shared_state.workers / 2);
             Patience patience{scratch.failure};
             while (int32_t(ptx::load_acquire(scratch.counter) - target) < 0) patience.turn(Wait::phase);
-            set_doing(Doing::loading);
         }
         block_barrier();
-    }
-
-    // The last block to leave a kernel resets the counter for the next. Everyone has waited for the last phase.
-    __device__ void leave() {
-        block_barrier();
-        if (threadIdx.x == 0 && atomicAdd(scratch.counter + 1, 1) == gridDim.x - 1) {
-            scratch.counter[0] = 0;
-            scratch.counter[1] = 0;
-        }
     }
 };

@@ -10,6 +10,13 @@ __device__ inline uint32_t shared_address(const void* p) {
     return uint32_t(__cvta_generic_to_shared(p));
 }
 
+// The same value, which the compiler will keep rather than work out again.
+__device__ inline uint32_t kept(uint32_t x) {
+    uint32_t y;
+    asm volatile("mov.u32 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
 // mma.sync.m16n8k16: d += a b; a 16 x 16 and b 16 x 8 fp16, d 16 x 8 fp32. Lane 4 g + t holds of
 //     a: (g, 2t..) (g+8, 2t..) (g, 2t+8..) (g+8, 2t+8..)      two columns each
 //     b: (2t.., g) (2t+8.., g)                                two rows each
@@ -35,6 +42,15 @@ __device__ inline float exp2(float x) {
     return y;
 }
 
+// x / y for 1 <= y <= 2^126, within 1 unit in the last place: rcp.approx and a Newton step for it and for the quotient.
+__device__ inline float quotient(float x, float y) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(y));
+    r = __fmaf_rn(__fmaf_rn(-y, r, 1.0f), r, r);
+    const float q = __fmul_rn(x, r);
+    return __fmaf_rn(__fmaf_rn(-y, q, x), r, q);
+}
+
 __device__ inline uint4 load_shared_16(uint32_t address) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -49,6 +65,9 @@ __device__ inline uint2 load_shared_8(uint32_t address) {
     return v;
 }
 
+__device__ inline void store_shared_8(uint32_t address, uint32_t x, uint32_t y) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(x), "r"(y) : "memory");
+}
 __device__ inline uint32_t load_shared_4(uint32_t address) {
     uint32_t v;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
@@ -70,13 +89,42 @@ __device__ inline void barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// red.release.gpu / ld.acquire.gpu: publish what the block wrote before, see what others published.
+// red.release.gpu / ld.acquire.gpu: publish what the block wrote before, see what others published;
+// red.relaxed orders nothing.
 __device__ inline void add_release(uint32_t* p, uint32_t value) {
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+}
+__device__ inline void add_relaxed(uint32_t* p, uint32_t value) {
+    asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 __device__ inline uint32_t load_acquire(const uint32_t* p) {
     uint32_t v;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+// st/ld.relaxed.gpu: words of (value, number) past L1, each read and written whole.
+__device__ inline void store_word(uint64_t* p, uint32_t value, uint32_t number) {
+    asm volatile("{ .reg .b64 w; mov.b64 w, {%1, %2}; st.relaxed.gpu.global.b64 [%0], w; }" ::"l"(p), "r"(value),
+                 "r"(number)
+                 : "memory");
+}
+// Two of them: p a multiple of 16 bytes.
+__device__ inline void store_words(uint64_t* p, uint32_t first, uint32_t second, uint32_t number) {
+    asm volatile(
+        "{ .reg .b64 v, w; mov.b64 v, {%1, %3}; mov.b64 w, {%2, %3}; st.relaxed.gpu.global.v2.b64 [%0], {v, w}; }" ::
+            "l"(p),
+        "r"(first), "r"(second), "r"(number)
+        : "memory");
+}
+// (value, number, value, number)
+__device__ inline uint4 load_words(const uint64_t* p) {
+    uint4 v;
+    asm volatile(
+        "{ .reg .b64 v, w; ld.relaxed.gpu.global.v2.b64 {v, w}, [%4]; mov.b64 {%0, %1}, v; mov.b64 {%2, %3}, w; }"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(p)
+        : "memory");
     return v;
 }
 

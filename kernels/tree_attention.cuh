@@ -13,9 +13,11 @@
 //   base or beyond
 //
 // Both run the same function on the same positions, so where base lies does not show in the bits; nor do the other
-// rows.
+// rows. q and this pass's keys and values come as words (exchange.cuh), are waited for and put in shared memory; the
+// other keys and values lie in the cache since earlier passes.
 //
-// Bytes: 256 a key and head from L2 or memory, times the groups of nodes; 256 a node and head of q; 128 of output.
+// Bytes: 256 a key and head from L2 or memory, times the groups of nodes; 512 a node and head of q, 512 of new keys and
+// values times the groups; 256 of output.
 #pragma once
 
 #include "kernels/layer_norm.cuh"
@@ -24,31 +26,51 @@ constexpr int kChunk = 32;
 constexpr int kClasses = kMultiplyWarps;            // residues that merge separately
 constexpr int kOwnChunks = kMaxSlots / kChunk + 1;  // that can reach base or beyond
 constexpr int kGroup = 8;                           // nodes at most that a block takes at a time
-constexpr int kResultFloats = kHeadSize + 2;        // output, max, sum
-constexpr int kAttentionBytes = (kClasses + kOwnChunks) * kResultFloats * 4;  // shared memory a node
+constexpr int kResults = kClasses + kOwnChunks;
+constexpr int kStats = kResults * kHeadSize;                      // floats: where a node's maxima and sums begin
+constexpr int kNodeFloats = (kStats + 2 * kResults + 3) / 4 * 4;  // shared memory of a node of the group
+constexpr int kQueryStride = kHeadSize + 4;                       // floats
+constexpr int kRowStride = kHeadSize + 8;                         // halves
 
-// Keys and values of a chunk, as a warp's lane 4 g + t holds them: of the rows 8 j + g, the halves 8 t.. and 32 + 8 t..
-struct ChunkRows {
-    uint4 key[4][2], value[4][2];
-};
+// A block's shared memory during attention, in the place of the partial sums and the matrix input.
+constexpr int kStagedBytes = kMultiplyWarps * 32 * 256;  // (kMultiplyWarps, 16, 32 lanes) pieces of 16 bytes
+constexpr int kQueryBytes = kGroup * kQueryStride * 4;
+constexpr int attention_bytes(int width, int group) {
+    return kStagedBytes + kQueryBytes + width * 2 * kRowStride * 2 + group * kNodeFloats * 4;
+}
 
-// row(p): the cache row of the chunk's position p = 0..31, or -1: not a key of this node.
-template <class Row>
-__device__ inline void load_chunk(ChunkRows& c, const uint16_t* keys, const uint16_t* values, const Row& row) {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    int rows[4];  // before the loads: some come from memory themselves
+// A chunk of keys and values as a warp's lane 4 g + t needs it: of the rows 8 j + g, the halves 8 t.. (piece 2 j) and
+// 32 + 8 t.. (piece 2 j + 1), in shared memory where only this lane writes and reads: key piece i is staged[32 i],
+// value piece i is 8 pieces further. at[j]: the cache row of the chunk's position 8 j + g; -1: not a key of this node;
+// -2 - i: node i of this pass. First what the cache holds, then what comes from this pass.
+__device__ inline void stage_cached(uint4* staged, const uint16_t* keys, const uint16_t* values, const int (&at)[4]) {
+    const int t = threadIdx.x % 4;
+    const uint32_t to = ptx::shared_address(staged);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) rows[j] = row(8 * j + g);
+    for (int piece = 0; piece < 8; ++piece) {
+        const int r = at[piece / 2];
+        const uint32_t from = r * kHeadSize + piece % 2 * 32 + 8 * t;
+        if (r >= 0) {
+            ptx::copy_16(to + 512 * piece, keys + from);
+            ptx::copy_16(to + 512 * piece + 4096, values + from);
+        } else if (r == -1) {
+            staged[32 * piece] = staged[32 * piece + 256] = {0, 0, 0, 0};
+        }
+    }
+}
+// fresh: (nodes of the pass, 2: key and value, kRowStride) shared memory.
+__device__ inline void stage_fresh(uint4* staged, const uint16_t* fresh, const int (&at)[4]) {
+    const int t = threadIdx.x % 4;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-        const int r = rows[j];
-        const uint4* k = reinterpret_cast<const uint4*>(keys) + uint32_t(r * (kHeadSize / 8) + t);
-        const uint4* v = reinterpret_cast<const uint4*>(values) + uint32_t(r * (kHeadSize / 8) + t);
-        const uint4 zero = {0, 0, 0, 0};
-        c.key[j][0] = r < 0 ? zero : __ldcg(k);
-        c.key[j][1] = r < 0 ? zero : __ldcg(k + 4);
-        c.value[j][0] = r < 0 ? zero : __ldcg(v);
-        c.value[j][1] = r < 0 ? zero : __ldcg(v + 4);
+        const int r = at[j];
+        if (r >= -1) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const uint4* from = reinterpret_cast<const uint4*>(fresh + (-2 - r) * 2 * kRowStride + half * 32 + 8 * t);
+            staged[32 * (2 * j + half)] = from[0];
+            staged[32 * (2 * j + half) + 256] = from[kRowStride / 8];
+        }
     }
 }
 
@@ -66,16 +88,16 @@ __device__ inline void split_halves(float a, float b, uint32_t& high, uint32_t& 
     low = *reinterpret_cast<const uint32_t*>(&l);
 }
 
-// q: (n, stride) floats of one head, n <= 8 rows.
-__device__ inline void load_query(Query& query, const float* q, int stride, int n) {
+// q: (n, kQueryStride) shared memory, n <= 8 rows.
+__device__ inline void load_query(Query& query, const float* q, int n) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     float4 x[2][2] = {};
     if (g < n)
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
-            const float4* from = reinterpret_cast<const float4*>(q + g * stride + 32 * part + 8 * t);
-            x[part][0] = __ldcg(from);
-            x[part][1] = __ldcg(from + 1);
+            const float4* from = reinterpret_cast<const float4*>(q + g * kQueryStride + 32 * part + 8 * t);
+            x[part][0] = from[0];
+            x[part][1] = from[1];
         }
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
@@ -103,18 +125,18 @@ __device__ inline float merge_output(float out, float factor, float other, float
     return __fadd_rn(__fmul_rn(out, factor), __fmul_rn(other, other_factor));
 }
 
-// Puts the chunk's result for the query's nodes 0..n-1 to result + node * stride (64 outputs, max, sum; shared memory)
-// or, unless it is the first there, merges it into what stands there. n_keys: positions of the chunk that are keys, 1
-// to 32.
-__device__ inline void attend_chunk(float* result, int stride, int n, bool is_first, const Query& query,
-                                    const ChunkRows& c, int n_keys) {
+// Puts the chunk's result for the query's nodes 0..n-1 to `out` (64 floats) and `stats` (max, sum), nodes kNodeFloats
+// apart in shared memory, or, unless it is the first there, merges it into what stands there. n_keys: positions of the
+// chunk that are keys, 1 to 32.
+__device__ inline void attend_chunk(float* out, float* stats, int n, bool is_first, const Query& query,
+                                    const uint4* staged, int n_keys) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     float weight[4][2];  // first the scores; of node g, keys 8 j + 2 t, + 1
     float max = kNothing, sum = 0;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-        const uint32_t k[8] = {c.key[j][0].x, c.key[j][0].y, c.key[j][0].z, c.key[j][0].w,
-                               c.key[j][1].x, c.key[j][1].y, c.key[j][1].z, c.key[j][1].w};
+        const uint4 low = staged[64 * j], high = staged[64 * j + 32];
+        const uint32_t k[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
         float d[4] = {0, 0, 0, 0};
 #pragma unroll
         for (int s = 0; s < 4; ++s) ptx::mma(d, query.a[s], k[2 * s], k[2 * s + 1]);
@@ -139,163 +161,190 @@ __device__ inline void attend_chunk(float* result, int stride, int n, bool is_fi
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
 
-    float2 out[8];  // columns 8 t + 2 r, + 1 (r < 4) or 32 + 8 t + 2 (r - 4), + 1
-#pragma unroll
-    for (int r = 0; r < 8; ++r) {
-        float d[4] = {0, 0, 0, 0};
-#pragma unroll
-        for (int s = 0; s < 2; ++s) {
-            const auto transposed = [&](int j) {
-                const uint4& row = c.value[j][r / 4];
-                return ptx::transpose(r % 4 == 0 ? row.x : r % 4 == 1 ? row.y : r % 4 == 2 ? row.z : row.w);
-            };
-            ptx::mma(d, a[s], transposed(2 * s), transposed(2 * s + 1));
-        }
-        out[r] = {__fadd_rn(d[0], d[2]), __fadd_rn(d[1], d[3])};
+    out += g * kNodeFloats + 8 * t;
+    stats += g * kNodeFloats;
+    float factor = 1, chunk_factor = 1;
+    if (!is_first && g < n) {
+        float both = stats[0], both_sum = stats[1];
+        merge_factors(both, both_sum, max, sum, factor, chunk_factor);
+        max = both, sum = both_sum;
     }
-    if (g >= n) return;
-
-    result += g * stride;
-    float2* to = reinterpret_cast<float2*>(result + 8 * t);  // then 16 float2 further
-    if (!is_first) {
-        float old_max = result[kHeadSize], old_sum = result[kHeadSize + 1], factor, chunk_factor;
-        merge_factors(old_max, old_sum, max, sum, factor, chunk_factor);
-        max = old_max, sum = old_sum;
+    __syncwarp();  // all lanes of the row have read its maximum and sum
+    if (t == 0 && g < n) *reinterpret_cast<float2*>(stats) = {max, sum};
 #pragma unroll
-        for (int r = 0; r < 8; ++r) {
-            const float2 old = to[r / 4 * 16 + r % 4];
-            out[r].x = merge_output(old.x, factor, out[r].x, chunk_factor);
-            out[r].y = merge_output(old.y, factor, out[r].y, chunk_factor);
+    for (int half = 0; half < 2; ++half) {  // columns 32 half + 8 t ..
+        const uint4 value[4] = {staged[256 + 32 * half], staged[256 + 64 + 32 * half], staged[256 + 128 + 32 * half],
+                                staged[256 + 192 + 32 * half]};
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {  // then 2 r, + 1
+            float d[4] = {0, 0, 0, 0};
+#pragma unroll
+            for (int s = 0; s < 2; ++s) {
+                const auto transposed = [&](const uint4& row) {
+                    return ptx::transpose(r == 0 ? row.x : r == 1 ? row.y : r == 2 ? row.z : row.w);
+                };
+                ptx::mma(d, a[s], transposed(value[2 * s]), transposed(value[2 * s + 1]));
+            }
+            if (g >= n) continue;
+            float2* to = reinterpret_cast<float2*>(out + 32 * half + 2 * r);
+            float2 result = {__fadd_rn(d[0], d[2]), __fadd_rn(d[1], d[3])};
+            if (!is_first) {
+                const float2 old = *to;
+                result = {merge_output(old.x, factor, result.x, chunk_factor),
+                          merge_output(old.y, factor, result.y, chunk_factor)};
+            }
+            *to = result;
         }
     }
-    __syncwarp(__activemask());  // all lanes of the row have read its maximum and sum
-#pragma unroll
-    for (int r = 0; r < 8; ++r) to[r / 4 * 16 + r % 4] = out[r];
-    if (t == 0) result[kHeadSize] = max, result[kHeadSize + 1] = sum;
 }
 
-// The outputs of a node from its parts, by one warp; lane k < kClasses looks after class k. parts: (kClasses +
-// kOwnChunks, kResultFloats): the cache's chunks by class, then the node's own chunks n_shared .. n_chunks - 1. Returns
-// columns 2 lane, + 1.
-__device__ inline float2 merge_classes(const float* parts, int n_shared, int n_chunks) {
+// The outputs of a node from its results, by one warp: columns 2 lane, + 1. The node's own chunks from the 8th chunk on
+// wait in results of their own, kClasses.. for the chunks n_shared..
+__device__ inline float2 merge_classes(float* results, int n_shared, int n_chunks) {
     const int lane = threadIdx.x % 32, n_classes = min(n_chunks, kClasses);
-    float max = kNothing, sum = 0;
-    if (lane < min(n_shared, kClasses)) {
-        max = parts[lane * kResultFloats + kHeadSize];
-        sum = parts[lane * kResultFloats + kHeadSize + 1];
+    float2* out = reinterpret_cast<float2*>(results) + lane;  // results 32 apart
+    float2* stats = reinterpret_cast<float2*>(results + kStats);
+#pragma unroll 1
+    for (int c = max(n_shared, kClasses); c < n_chunks; ++c) {  // one more chunk of class c mod 8
+        const int k = c % kClasses, own = kClasses + c - n_shared;
+        float2 both = stats[k];
+        const float2 more = stats[own], old = out[32 * k], added = out[32 * own];
+        float factor, own_factor;
+        merge_factors(both.x, both.y, more.x, more.y, factor, own_factor);
+        out[32 * k] = {merge_output(old.x, factor, added.x, own_factor),
+                       merge_output(old.y, factor, added.y, own_factor)};
+        __syncwarp();
+        if (lane == 0) stats[k] = both;
+        __syncwarp();
     }
-    float2 out[kClasses];
-#pragma unroll
-    for (int k = 0; k < kClasses; ++k) {
-        out[k] = {0, 0};
-        if (k < n_shared) out[k] = reinterpret_cast<const float2*>(parts + k * kResultFloats)[lane];
-    }
-    for (int c = n_shared; c < n_chunks; ++c) {  // one more chunk of class c mod 8
-        const float* own = parts + (kClasses + c - n_shared) * kResultFloats;
-        const float own_max = own[kHeadSize], own_sum = own[kHeadSize + 1];
-        const float2 own_out = reinterpret_cast<const float2*>(own)[lane];
-        const bool is_first = c < kClasses;
-        float factor = 0, own_factor = 1;
-        if (lane == c % kClasses) {
-            if (is_first)
-                max = own_max, sum = own_sum;
-            else
-                merge_factors(max, sum, own_max, own_sum, factor, own_factor);
-        }
-        factor = __shfl_sync(~0u, factor, c % kClasses);
-        own_factor = __shfl_sync(~0u, own_factor, c % kClasses);
-#pragma unroll
-        for (int k = 0; k < kClasses; ++k)
-            if (k == c % kClasses) {
-                out[k].x = is_first ? own_out.x : merge_output(out[k].x, factor, own_out.x, own_factor);
-                out[k].y = is_first ? own_out.y : merge_output(out[k].y, factor, own_out.y, own_factor);
-            }
-    }
-    float all_max = max;
-#pragma unroll
-    for (int offset = 1; offset < kClasses; offset *= 2)
-        all_max = fmaxf(all_max, __shfl_xor_sync(~0u, all_max, offset));
-    const float factor = lane < n_classes ? exp_difference(max, all_max) : 0;
-    float total = 0;
+    float2 stat[kClasses], part[kClasses];
+    float all_max = kNothing, total = 0;
     float2 merged = {0, 0};
 #pragma unroll
     for (int k = 0; k < kClasses; ++k) {
-        const float f = __shfl_sync(~0u, factor, k), s = __shfl_sync(~0u, sum, k);
-        if (k < n_classes) {
-            total = __fmaf_rn(f, s, total);
-            merged.x = __fmaf_rn(f, out[k].x, merged.x);
-            merged.y = __fmaf_rn(f, out[k].y, merged.y);
-        }
+        const bool there = k < n_classes;
+        stat[k] = there ? stats[k] : float2{kNothing, 0};
+        part[k] = there ? out[32 * k] : float2{0, 0};
+        all_max = fmaxf(all_max, stat[k].x);
     }
-    return {__fdiv_rn(merged.x, total), __fdiv_rn(merged.y, total)};
+#pragma unroll
+    for (int k = 0; k < kClasses; ++k) {
+        const float factor = exp_difference(stat[k].x, all_max);
+        total = __fmaf_rn(factor, stat[k].y, total);
+        merged = {__fmaf_rn(factor, part[k].x, merged.x), __fmaf_rn(factor, part[k].y, merged.y)};
+    }
+    return {ptx::quotient(merged.x, total), ptx::quotient(merged.y, total)};
 }
 
-// Attention of layer `layer` for all nodes of the pass; waits for q, keys and values, and arrives when its output is
-// written. out: (kMaxNodes, n_embd) halves in fragment order.
-__device__ inline void tree_attention(Block& b, const DevicePass& pass, int layer, const float* q, uint16_t* out) {
+// q of the group's nodes i0.. (n of them) and the keys and values of all nodes of the pass, of one head, from words
+// (kMaxNodes, 2 n_embd) to shared memory: q (n, kQueryStride), fresh (pass nodes, 2, kRowStride).
+__device__ inline void collect_head(const Block& b, const uint64_t* qkv, int head, int i0, int n, int n_pass,
+                                    uint32_t number, float* q, uint16_t* fresh) {
+    const int E = b.a.model.n_embd, n_query = n * (kHeadSize / 2), n_pairs = n_query + n_pass * (kHeadSize / 2);
+    for (int i = threadIdx.x; i < n_pairs; i += kMultiplyThreads) {
+        const bool is_query = i < n_query;
+        const int of = is_query ? i : i - n_query, node = of / (kHeadSize / 2), at = of % (kHeadSize / 2);
+        uint32_t offset[1];
+        uint32_t* to;
+        if (is_query) {
+            offset[0] = (i0 + node) * 2 * E + head * kHeadSize + 2 * at;
+            to = reinterpret_cast<uint32_t*>(q + node * kQueryStride + 2 * at);
+        } else {  // 16 pairs of the key, then 16 of the value
+            offset[0] = node * 2 * E + E + at / 16 * (E / 2) + head * (kHeadSize / 2) + at % 16 * 2;
+            to = reinterpret_cast<uint32_t*>(fresh + (2 * node + at / 16) * kRowStride) + at % 16 * 2;
+        }
+        uint4 pair[1];
+        collect(b, qkv, offset, 1, number, pair);
+        to[0] = pair[0].x;
+        to[1] = pair[0].z;
+    }
+    block_barrier();
+}
+
+// Attention of layer `layer` for all nodes of the pass. Its input bears the number `from`, its result `number`.
+template <bool words>
+__device__ inline void tree_attention(Block& b, const DevicePass& pass, int layer, uint32_t from, uint32_t number) {
     const DeviceModel& m = b.a.model;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const Scratch& s = b.a.scratch;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4;
     const int group = b.a.shared.attention_nodes, n_groups = (pass.n + group - 1) / group,
               n_tasks = m.n_head * n_groups;
     const int n_shared = pass.base / kChunk;
-    const bool worked = int(blockIdx.x) < n_tasks;
-    float* results = reinterpret_cast<float*>(b.input(0));  // (group, kClasses + kOwnChunks, kResultFloats)
-    const int node_floats = (kClasses + kOwnChunks) * kResultFloats;
+    uint8_t* memory = reinterpret_cast<uint8_t*>(b.partial());  // and the matrix input behind it
+    uint4* staged = reinterpret_cast<uint4*>(memory) + warp * 512 + lane;
+    float* q = reinterpret_cast<float*>(memory + kStagedBytes);                  // (kGroup, kQueryStride)
+    uint16_t* fresh = reinterpret_cast<uint16_t*>(q + kGroup * kQueryStride);    // (pass.n, 2, kRowStride)
+    float* results = reinterpret_cast<float*>(fresh + pass.n * 2 * kRowStride);  // (group, kNodeFloats)
     for (int task = blockIdx.x; task < n_tasks; task += gridDim.x) {
         const int head = task % m.n_head, i0 = task / m.n_head * group, n = min(group, pass.n - i0);
         const uint16_t *keys = m.kv_row(layer, 0, head, 0), *values = m.kv_row(layer, 1, head, 0);
-        const float* task_q = q + uint64_t(i0) * m.n_embd + head * kHeadSize;
-        // The cache's chunks, for all nodes at once, are on their way to L2 before q is there.
-        for (int c = warp; c < n_shared; c += kClasses) {
-            ptx::prefetch_l2(keys + c * kChunk * kHeadSize, kChunk * kHeadSize * 2);
-            ptx::prefetch_l2(values + c * kChunk * kHeadSize, kChunk * kHeadSize * 2);
-        }
-        if (task == int(blockIdx.x))
-            b.phase.wait();
-        else
-            block_barrier();  // the results of the last task have been read
-
-        // Then each node's own chunks; warps with fewer of the cache's chunks begin.
+        // The cache's chunks, for all nodes at once, then each node's own; warps with fewer of the cache's begin there.
         int c = warp, own_at = (warp - n_shared) & (kMultiplyWarps - 1);
-#pragma unroll 1
-        for (;;) {
-            int node = 0, n_rows = n, slot = 0, depth = 0, first = c * kChunk, n_keys = kChunk;
-            float* to = results + warp * kResultFloats;
-            const bool is_first = c == warp || c >= n_shared;
+        struct {
+            int node, n_nodes, result, n_keys, at[4];
+            bool is_first;
+        } chunk;
+        const auto next = [&] {  // false: no more chunks for this warp
             if (c < n_shared) {
+                chunk = {0, n, warp, kChunk, {}, c == warp};
+#pragma unroll
+                for (int j = 0; j < 4; ++j) chunk.at[j] = c * kChunk + 8 * j + g;
                 c += kClasses;
-            } else {
-                if (own_at >= n * kOwnChunks) break;
-                const int own = own_at / n;
-                node = own_at % n, n_rows = 1;
-                own_at += kMultiplyWarps;
-                depth = shared_state.depth[i0 + node];
-                slot = pass.first + i0 + node;
-                first = (n_shared + own) * kChunk;
-                n_keys = min(kChunk, pass.base + depth - first + 1);
-                if (n_keys <= 0) continue;
-                to = results + node * node_floats + (kClasses + own) * kResultFloats;
+                return true;
             }
-            ChunkRows rows;
+            for (; own_at < n * kOwnChunks; own_at += kMultiplyWarps) {
+                const int own = own_at / n, node = own_at - own * n, own_chunk = n_shared + own;
+                const int depth = shared_state.depth[i0 + node], first = own_chunk * kChunk;
+                const int n_keys = min(kChunk, pass.base + depth - first + 1);
+                if (n_keys <= 0) continue;
+                chunk = {node, 1, own_chunk < kClasses ? own_chunk : kClasses + own, n_keys, {}, true};
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    const int d = first + 8 * j + g - pass.base;
+                    chunk.at[j] = d > depth ? -1 : first + 8 * j + g;
+                    if (d >= 0 && d <= depth) {
+                        const int slot =
+                            d == depth ? pass.first + i0 + node : b.a.nodes->path[d][pass.nodes_at + i0 + node];
+                        chunk.at[j] = slot >= pass.first ? -2 - (slot - pass.first) : pass.slot_rows + slot;
+                    }
+                }
+                own_at += kMultiplyWarps;
+                return true;
+            }
+            return false;
+        };
+        // What the cache holds is on its way before q is there: the first chunk to this warp, the others to L2.
+        for (int ahead = c + kClasses; ahead < n_shared; ahead += kClasses) {
+            ptx::prefetch_l2(keys + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
+            ptx::prefetch_l2(values + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
+        }
+        bool more = next();
+        if (more) stage_cached(staged, keys, values, chunk.at);
+        if (task == int(blockIdx.x)) b.phase.wait(false);
+        collect_head(b, s.qkv, head, i0, n, pass.n, from, q, fresh);
+#pragma unroll 1
+        while (more) {
+            stage_fresh(staged, fresh, chunk.at);
             Query query;
-            load_chunk(rows, keys, values, [&](int p) {
-                const int d = first + p - pass.base;
-                if (d < 0) return first + p;
-                if (d > depth) return -1;
-                return pass.slot_rows + (d == depth ? slot : int(b.a.nodes->path[d][pass.nodes_at + i0 + node]));
-            });
-            load_query(query, task_q + node * m.n_embd, m.n_embd, n_rows);
-            attend_chunk(to, node_floats, n_rows, is_first, query, rows, n_keys);
+            load_query(query, q + chunk.node * kQueryStride, chunk.n_nodes);
+            ptx::copies_wait();
+            float* node = results + chunk.node * kNodeFloats;
+            attend_chunk(node + chunk.result * kHeadSize, node + kStats + 2 * chunk.result, chunk.n_nodes,
+                         chunk.is_first, query, staged, chunk.n_keys);
+            more = next();
+            if (more) stage_cached(staged, keys, values, chunk.at);
         }
         block_barrier();
+        if (!words && threadIdx.x == 0) set_doing(Doing::arriving);
 
         // Merge: a warp takes a node, a lane two columns.
         for (int i = warp; i < n; i += kMultiplyWarps) {
             const int n_chunks = (pass.base + shared_state.depth[i0 + i]) / kChunk + 1;
-            const float2 y = merge_classes(results + i * node_floats, n_shared, n_chunks);
-            uint16_t* to = out + uint64_t(i0 + i) * m.n_embd + fragment_column(head * kHeadSize + 2 * lane);
-            *reinterpret_cast<uint32_t*>(to) = pack_halves(y.x, y.y);
+            const float2 y = merge_classes(results + i * kNodeFloats, n_shared, n_chunks);
+            put<words>(s.attention, ((i0 + i) * m.n_embd + head * kHeadSize + fragment_column(2 * lane)) / 2,
+                       pack_halves(y.x, y.y), number);
         }
+        block_barrier();  // the results have been read
     }
-    b.phase.arrive(min(n_tasks, int(gridDim.x)), worked);
+    b.phase.arrive(min(n_tasks, int(gridDim.x)), int(blockIdx.x) < n_tasks, !words);
 }

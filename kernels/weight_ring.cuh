@@ -2,9 +2,11 @@
 // after phase, and copies their tiles into a ring; it never waits for a phase, so memory keeps delivering while the
 // multiplying warps wait for each other's results.
 //
-// A task is 16 rows by n_embd columns, contiguous in the blob: n_embd / 16 fragment blocks of 512 bytes, copied in
-// pieces of up to 40 blocks; the first piece brings the rows' 16 biases along. Task i of a matrix belongs to block (i +
-// rotation) mod n_blocks; the rotation goes on from matrix to matrix, so every block gets its share of the bytes.
+// A unit is 16 rows by n_embd columns, contiguous in the blob: n_embd / 16 fragment blocks of 512 bytes, copied in
+// pieces of up to 40 blocks; the first piece brings the rows' 16 biases along. A task is one unit; of mlp_proj, whose
+// rows are 4 n_embd long, one of the 4 units of 16 rows, or in a pass of one node all 4, so that one block adds them
+// up. Task i of a matrix belongs to block (i + rotation) mod n_blocks; the rotation goes on from matrix to matrix, so
+// every block gets its share of the bytes.
 //
 // A slot has two mbarriers: `full` completes when a piece has landed, `empty` when all multiplying warps have read it.
 #pragma once
@@ -16,51 +18,44 @@ constexpr int kBlockBytes = 512;
 constexpr int kSlotBytes = kPieceBlocks * kBlockBytes + 128;  // the biases stand behind the blocks
 constexpr int kBiasOffset = kPieceBlocks * kBlockBytes;
 
-// One matrix as the stream sees it.
+// A matrix of the pass as a block sees it.
 struct TaskMatrix {
     const uint16_t* tiles;
-    const float* bias;  // null: none, or not added here
-    int n_tasks;
-    int rotation;  // tasks of the pass before it
+    const float* bias;  // or null
+    int n_tasks, units;
+    int first_task;  // this block's; the next is n_blocks further
 
-    __device__ int first_task() const {
-        const int first = (int(blockIdx.x) - rotation) % int(gridDim.x);
-        return first < 0 ? first + gridDim.x : first;
-    }
-    __device__ bool has_work() const { return first_task() < n_tasks; }
-    __device__ int workers() const { return min(n_tasks, int(gridDim.x)); }
+    __device__ bool has_work() const { return first_task < n_tasks; }
 };
 
-// The matrices of a pass in their order: four a layer, then the head.
-enum class Matrix { c_attn, c_proj, c_fc, mlp_proj, head };
-constexpr int kLayerMatrices = 4;
+// Walks the matrices of a pass.
+struct Matrices {
+    const PassArguments& a;
+    int turn = 0;  // tasks dealt so far, mod the number of blocks
 
-__device__ inline Matrix matrix_kind(const DeviceModel& m, int at) {
-    return at == kLayerMatrices * m.n_layer ? Matrix::head : Matrix(at % kLayerMatrices);
-}
-
-__device__ inline TaskMatrix task_matrix(const DeviceModel& m, int at) {
-    const int layer = at / kLayerMatrices, rows = m.n_embd / 16, before = layer * 12 * rows;
-    switch (matrix_kind(m, at)) {
-        case Matrix::c_attn:
-            return {m.halves(layer, m.layer.c_attn_weight), m.vector(layer, m.layer.c_attn_bias), 3 * rows, before};
-        case Matrix::c_proj:
-            return {m.halves(layer, m.layer.c_proj_weight), nullptr, rows, before + 3 * rows};
-        case Matrix::c_fc:
-            return {m.halves(layer, m.layer.c_fc_weight), m.vector(layer, m.layer.c_fc_bias), 4 * rows,
-                    before + 4 * rows};
-        case Matrix::mlp_proj:
-            return {m.halves(layer, m.layer.mlp_proj_weight), nullptr, kSplit * rows, before + 8 * rows};
-        default:
-            return {m.halves(0, m.lm_head), nullptr, pad16(m.n_vocab) / 16, before};
+    __device__ TaskMatrix next(Matrix which, int layer) {
+        const MatrixPlan& plan = a.matrix[int(which)];
+        const uint8_t* base = a.model.weights + (which == Matrix::head ? 0 : layer * a.model.layer_stride);
+        int first = int(blockIdx.x) - turn;
+        if (first < 0) first += gridDim.x;
+        turn += plan.turn;
+        if (turn >= int(gridDim.x)) turn -= gridDim.x;
+        return {reinterpret_cast<const uint16_t*>(base + plan.weight),
+                plan.bias == kNoBias ? nullptr : reinterpret_cast<const float*>(base + plan.bias), plan.n_tasks,
+                plan.units, first};
     }
-}
+};
 
 extern __shared__ __align__(128) uint8_t shared_memory[];  // SharedLayout's regions
 
 struct Ring {
     const PassArguments& a;
-    __device__ explicit Ring(const PassArguments& arguments) : a(arguments) {}
+    uint32_t slots, barriers;  // shared addresses
+
+    __device__ explicit Ring(const PassArguments& arguments)
+        : a(arguments),
+          slots(ptx::kept(ptx::shared_address(shared_memory) + arguments.shared.ring)),
+          barriers(ptx::kept(ptx::shared_address(shared_state.full))) {}
 
     struct Position {
         int slot = 0;
@@ -70,19 +65,14 @@ struct Ring {
         if (++at.slot == a.shared.n_slots) at.slot = 0, at.parity ^= 1;
     }
     // Shared addresses of a slot and its mbarriers.
-    __device__ uint32_t slot(Position at) const {
-        return ptx::shared_address(shared_memory) + a.shared.ring + at.slot * kSlotBytes;
-    }
-    __device__ uint32_t full(int slot) const { return ptx::shared_address(shared_state.full + slot); }
-    __device__ uint32_t empty(int slot) const { return ptx::shared_address(shared_state.empty + slot); }
+    __device__ uint32_t slot(Position at) const { return slots + at.slot * kSlotBytes; }
+    __device__ uint32_t full(int slot) const { return barriers + slot * 8; }
+    __device__ uint32_t empty(int slot) const { return barriers + (kMaxRingSlots + slot) * 8; }
 
     __device__ void wait_full(Position at) const {
+        if (ptx::mbarrier_complete(full(at.slot), at.parity)) return;
         Patience patience{a.scratch.failure};
         while (!ptx::mbarrier_complete(full(at.slot), at.parity)) patience.turn(Wait::weights);
-    }
-    __device__ void release(Position at) const {  // a warp has read the slot
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(empty(at.slot));
     }
 
     __device__ void initialise() const {  // one thread
@@ -100,12 +90,10 @@ struct Ring {
     }
 };
 
-// The streaming warp. Lane 0 decides when, all lanes copy. errand() is what else lane 0 does while it waits.
-template <class Errand>
+// The streaming warp. Lane 0 decides when, all lanes copy.
 struct Stream {
     const PassArguments& a;
     Ring ring;
-    Errand errand;
     Ring::Position head = {}, tail = {};  // next to issue, oldest under way
     int under_way = 0;
 
@@ -117,20 +105,18 @@ struct Stream {
                 ring.advance(tail);
                 --under_way;
             }
-            const Doing doing = Doing(atomicAdd(&shared_state.doing, 0));
+            const Doing doing = Doing(ptx::load_shared_4(ptx::shared_address(&shared_state.doing)));
             const int limit = doing == Doing::multiplying ? min(a.pace.multiplying, a.shared.n_slots)
                               : doing == Doing::waiting   ? a.pace.waiting
-                              : doing == Doing::loading   ? a.pace.loading
                                                           : 0;
             if (under_way < limit && ptx::mbarrier_complete_now(ring.empty(head.slot), head.parity ^ 1)) break;
-            errand();
-            if (atomicAdd(&shared_state.stop, 0)) return false;
+            if (ptx::load_shared_4(ptx::shared_address(&shared_state.stop))) return false;
             patience.turn(Wait::slot);
         }
         return true;
     }
 
-    __device__ bool copy_task(const uint16_t* tile, const float* bias, int n_blocks) {
+    __device__ bool copy_unit(const uint16_t* tile, const float* bias, int n_blocks) {
         const int lane = threadIdx.x % 32;
         for (int first = 0; first < n_blocks; first += kPieceBlocks) {
             if (!__shfl_sync(~0u, lane == 0 && ready(), 0)) return false;
@@ -158,20 +144,24 @@ struct Stream {
     }
 
     __device__ bool copy_matrix(const TaskMatrix& matrix, int n_blocks) {
-        for (int task = matrix.first_task(); task < matrix.n_tasks; task += gridDim.x)
-            if (!copy_task(matrix.tiles + uint64_t(task) * n_blocks * 256,
-                           matrix.bias ? matrix.bias + task * 16 : nullptr, n_blocks))
-                return false;
+        for (int task = matrix.first_task; task < matrix.n_tasks; task += gridDim.x)
+            for (int unit = task * matrix.units; unit < (task + 1) * matrix.units; ++unit)
+                if (!copy_unit(matrix.tiles + uint64_t(unit) * n_blocks * 256,
+                               matrix.bias ? matrix.bias + unit * 16 : nullptr, n_blocks))
+                    return false;
         return true;
     }
 
     // All of a pass, in the order in which forward() reads it.
     __device__ bool copy_pass(bool with_head) {
-        const int n_matrices = kLayerMatrices * a.model.n_layer + with_head;
+        const int n_blocks = a.model.n_embd / 16;
+        Matrices matrices{a};
 #pragma unroll 1
-        for (int at = 0; at < n_matrices; ++at)
-            if (!copy_matrix(task_matrix(a.model, at), a.model.n_embd / 16)) return false;
-        return true;
+        for (int layer = 0; layer < a.model.n_layer; ++layer)
+#pragma unroll 1
+            for (int which = 0; which < kLayerMatrices; ++which)
+                if (!copy_matrix(matrices.next(Matrix(which), layer), n_blocks)) return false;
+        return !with_head || copy_matrix(matrices.next(Matrix::head, 0), n_blocks);
     }
 
     // Copies under way must land before the block's shared memory is given back.
