@@ -3,9 +3,9 @@
 //     prompt -> token ids -> Decoder::generate -> accepted tokens -> bytes -> standard output
 //
 // In this order: options, prompt sources, standard output, the continuation's text, model and device, the commands
-// generate, score and info, main. Standard output carries the text (or the JSON asked for) and nothing else; errors,
-// notes, statistics and the legend of --trace go to standard error. Exit codes: model/error.h; a closed pipe ends the
-// program quietly with 0, an interrupt ends it by its signal (130 in a shell).
+// generate, score, bench and roofline, info, main. Standard output carries the text (or the JSON asked for) and nothing
+// else; errors, notes, statistics and the legend of --trace go to standard error. Exit codes: model/error.h; a closed
+// pipe ends the program quietly with 0, an interrupt ends it by its signal (130 in a shell).
 #include <cuda_runtime_api.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -21,6 +21,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <functional>
 #include <iostream>
@@ -33,13 +34,19 @@
 #include <string_view>
 #include <vector>
 
+#include "decode/account.h"
+#include "decode/bench.h"
+#include "decode/ceilings.h"
 #include "decode/decoder.h"
 #include "decode/generate.h"
+#include "decode/prompts.h"
 #include "decode/reference_decoder.h"
+#include "kernels/ceilings.h"
 #include "kernels/cuda_decoder.h"
 #include "model/blob.h"
 #include "model/describe.h"
 #include "model/error.h"
+#include "model/output_file.h"
 #include "model/tokenizer.h"
 #include "model/version.h"
 
@@ -97,10 +104,6 @@ Number number(const std::string& name, const std::string& value, Number low, Num
 
 int integer(const std::string& name, const std::string& value, int low, int high) {
     return number(name, value, low, high, "an integer from " + std::to_string(low) + " to " + std::to_string(high));
-}
-
-const char* mode_name(Mode mode) {
-    return mode == Mode::baseline ? "baseline" : mode == Mode::speculative ? "speculative" : "staged";
 }
 
 Mode mode_named(const std::string& value) {
@@ -185,6 +188,21 @@ void add_text_options(CLI::App& app, Options& options, const std::string& name, 
     app.add_option(name, options.text, help)->type_name(" ");
     app.add_option("--file", options.file, "Read it from a file")->type_name("FILE");
     app.add_flag("--ids", options.ids, "Token ids instead of text, in and out; white space or commas between them");
+}
+
+void add_setting(CLI::App& app, const Setting& setting, Generation& generation) {
+    app.add_option_function<std::vector<std::string>>(
+           std::string("--") + setting.name,
+           [&](const std::vector<std::string>& values) {
+               for (const std::string& value : values) setting.set(generation, setting.name, value);
+           },
+           setting.help)
+        ->type_name(setting.value)
+        ->group(setting.group)
+        ->expected(1)
+        ->allow_extra_args(false)
+        ->multi_option_policy(std::string_view(setting.name) == "stop" ? CLI::MultiOptionPolicy::TakeAll
+                                                                       : CLI::MultiOptionPolicy::TakeLast);
 }
 
 // ---- Prompt sources -------------------------------------------------------------------------------------------------
@@ -438,25 +456,40 @@ void note(const std::string& text) {
     std::fprintf(stderr, "staged-gpt2: note: %s\n", text.c_str());
 }
 
-std::unique_ptr<Decoder> make_decoder(const Options& options, const Blob& blob) {
+// The GPU that the options ask for, -1: the CPU.
+int choose_device(const Options& options, const Blob& blob) {
     const std::string& device = options.device;
-    if (device == "cpu") return make_reference_decoder(blob);
+    if (device == "cpu") return -1;
     int index = 0;
     if (device.starts_with("cuda:"))
         index = number("device", device.substr(5), 0, 1023, "auto, cuda, cuda:N with the number of a GPU, or cpu");
     else if (device != "cuda" && device != "auto")
         throw Error(kExitUsage, "--device must be auto, cuda, cuda:N or cpu, not \"" + device + "\"");
     const std::string fault = cuda_unusable(index, blob);
-    if (fault.empty()) return make_cuda_decoder(blob, index);
+    if (fault.empty()) return index;
     if (device != "auto") throw Error(kExitNoGpu, "--device " + device + ": " + fault);
     note("running on the CPU: " + fault);
-    return make_reference_decoder(blob);
+    return -1;
+}
+
+std::unique_ptr<Decoder> make_decoder(int device, const Blob& blob) {
+    return device < 0 ? make_reference_decoder(blob) : make_cuda_decoder(blob, device);
+}
+
+std::unique_ptr<Decoder> make_decoder(const Options& options, const Blob& blob) {
+    return make_decoder(choose_device(options, blob), blob);
+}
+
+Account account_of(Mode mode, const Statistics& stats, const Blob& blob, const Decoder& decoder) {
+    const Config draft = blob.has_draft() ? blob.draft().config : Config{};
+    return account_of(blob.target().config, blob.has_draft() ? &draft : nullptr, mode, stats, decoder.facts());
 }
 
 // ---- generate -------------------------------------------------------------------------------------------------------
 
 struct Result {
     Statistics stats;
+    Account account;
     Mode mode;
     std::vector<int32_t> ids;
     const char* ended_by;
@@ -488,7 +521,7 @@ Result continue_text(Decoder& decoder, const Blob& blob, const Tokenizer* tokeni
                                  : stats.stop == StopReason::max_tokens ? "max_tokens"
                                  : stats.stop == StopReason::caller     ? "interrupt"
                                                                         : "context_full";
-    return {stats, mode, continuation.ids(), ended_by};
+    return {stats, account_of(mode, stats, blob, decoder), mode, continuation.ids(), ended_by};
 }
 
 int percent(int part, int whole) {
@@ -516,6 +549,9 @@ void print_statistics(const Result& result) {
     std::fprintf(stderr, "%.2f tokens a target pass; by target %d (%d %%), draft %d (%d %%), n-gram %d (%d %%)\n",
                  each(s.emitted, s.rounds), s.by_origin[0], percent(s.by_origin[0], s.emitted), s.by_origin[1],
                  percent(s.by_origin[1], s.emitted), s.by_origin[2], percent(s.by_origin[2], s.emitted));
+    const double bytes = result.account.decode().bytes.total();
+    std::fprintf(stderr, "%.2f MB of memory traffic a token, %.1f GB/s by the engine's own account\n",
+                 each(bytes, s.emitted) / 1e6, bytes / std::max(s.total_ms - s.prefill_ms, 1e-3) / 1e6);
     if (result.mode == Mode::baseline) return;
     std::fprintf(stderr, "accepted at depth");
     for (int depth = 1; depth <= kMaxDepth && s.proposed_by_depth[depth]; ++depth)
@@ -586,6 +622,8 @@ json answer(const json& line, const Options& options, Decoder& decoder, const Bl
     about["by_origin"] = {{"target", s.by_origin[0]}, {"draft", s.by_origin[1]}, {"ngram", s.by_origin[2]}};
     about["prefill_ms"] = s.prefill_ms;
     about["total_ms"] = s.total_ms;
+    about["bytes"] = {{"prefill", result.account.prefill.bytes.total()},
+                      {"decode", result.account.decode().bytes.total()}};
     return about;
 }
 
@@ -623,25 +661,13 @@ int generate(int argc, char** argv, bool named) {
         "is accepted.",
         "staged-gpt2 [generate]");
     app.footer(
-        "Other commands: staged-gpt2 score, staged-gpt2 info; each has its own --help.\n"
+        "Other commands: staged-gpt2 score, bench, roofline, info; each has its own --help.\n"
         "Exit codes: 0 done, 1 failed while running, 2 wrong usage, 3 bad model file, 4 no usable GPU, 5 out of "
         "memory.");
     app.set_version_flag("--version", std::string("staged-gpt2 ") + kVersion + " (" + kCommit + ")");
     add_text_options(app, options, "PROMPT", "The text to continue [standard input]");
     add_model_options(app, options);
-    for (const Setting& setting : kSettings)
-        app.add_option_function<std::vector<std::string>>(
-               std::string("--") + setting.name,
-               [&](const std::vector<std::string>& values) {
-                   for (const std::string& value : values) setting.set(generation, setting.name, value);
-               },
-               setting.help)
-            ->type_name(setting.value)
-            ->group(setting.group)
-            ->expected(1)
-            ->allow_extra_args(false)
-            ->multi_option_policy(std::string_view(setting.name) == "stop" ? CLI::MultiOptionPolicy::TakeAll
-                                                                           : CLI::MultiOptionPolicy::TakeLast);
+    for (const Setting& setting : kSettings) add_setting(app, setting, generation);
     app.add_flag("--ignore-eos", generation.ignore_eos, "Go on after the model's end of text")->group("Text");
     app.add_flag("--echo", generation.echo, "Write the prompt first")->group("Text");
     app.add_flag("--jsonl", options.jsonl, "A JSON object with \"prompt\" or \"ids\" a line in, a result a line out");
@@ -670,7 +696,8 @@ int generate(int argc, char** argv, bool named) {
         return exit_code;
     }
 
-    if (!named && (options.text == "generate" || options.text == "score" || options.text == "info"))
+    if (const std::array commands = {"generate", "score", "bench", "roofline", "info"};
+        !named && options.text && std::find(commands.begin(), commands.end(), *options.text) != commands.end())
         usage_error("a command comes before all options; to continue the word, say staged-gpt2 generate " +
                     *options.text);
     std::string prompt = read_text(options);
@@ -746,6 +773,145 @@ int score(int argc, char** argv) {
     return kExitDone;
 }
 
+// ---- bench and roofline ---------------------------------------------------------------------------------------------
+
+struct MeasuringOptions : Options {
+    std::optional<std::string> prompts, json;
+    int limit = 0, repeats = 3;
+};
+
+// `limit`: prompts by default, 0: all.
+void add_measuring_options(CLI::App& app, MeasuringOptions& options, bool sampling, int limit) {
+    Generation& generation = options.generation;
+    generation.max_tokens = 250;
+    options.limit = limit;
+    add_model_options(app, options);
+    const auto count = [&](const char* name, int& value, const std::string& help) {
+        app.add_option_function<std::string>(
+               std::string("--") + name,
+               [&value, name](const std::string& text) { value = integer(name, text, 1, kMostTokens); }, help)
+            ->type_name("N");
+    };
+    app.add_option("--prompts", options.prompts, "JSON lines with \"prompt\" or \"ids\", plain or gzip [a set of 40]")
+        ->type_name("FILE");
+    count("limit", options.limit, "Take the first N prompts [" + (limit ? std::to_string(limit) : "all") + "]");
+    count("max-tokens", generation.max_tokens, "Continue each by at most N tokens [250]");
+    count("repeats", options.repeats, "Measure each N times and take the median [3]");
+    app.add_option("--json", options.json, "Write the report as JSON; - is standard output")->type_name("FILE");
+    app.add_flag("--ignore-eos", generation.ignore_eos, "Go on after the model's end of text");
+    for (const Setting& setting : kSettings)
+        if (setting.group == kTree ? std::string_view(setting.name) != "mode"
+                                   : setting.group == std::string_view("Sampling") &&
+                                         (sampling || std::string_view(setting.name) == "seed"))
+            add_setting(app, setting, generation);
+}
+
+// The prompts as token ids; those that leave no room in the context are left out with a note.
+std::vector<BenchPrompt> bench_prompts(const MeasuringOptions& options, const Blob& blob) {
+    const auto tokenizer = open_tokenizer(blob);
+    const Config config = blob.target().config;
+    std::vector<BenchPrompt> prompts;
+    int too_long = 0;
+    for (const Prompt& prompt :
+         options.prompts ? read_prompts(*options.prompts, options.limit) : built_in_prompts(options.limit)) {
+        const std::vector<int32_t> ids =
+            prompt.ids.empty() ? to_ids(prompt.text, false, tokenizer.get(), blob) : prompt.ids;
+        if (ids.size() < size_t(config.n_positions)) {
+            check_prompt(ids, config);
+            prompts.push_back({prompt.name, ids});
+        } else {
+            ++too_long;
+        }
+    }
+    if (prompts.empty())
+        throw Error(kExitUsage, "every prompt fills the context of " + std::to_string(config.n_positions) +
+                                    " tokens; give shorter ones with --prompts");
+    if (too_long > 0)
+        note(std::to_string(too_long) + " prompts are left out: they fill the context of " +
+             std::to_string(config.n_positions) + " tokens");
+    return prompts;
+}
+
+std::string now() {
+    const std::time_t time = std::time(nullptr);
+    char text[32];
+    std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&time));
+    return text;
+}
+
+// What was measured, where and by what.
+json report_head(const char* kind, int argc, char** argv, const MeasuringOptions& options, const BenchPlan& plan,
+                 const Blob& blob) {
+    char checksum[17];  // of the table of sections, which holds theirs
+    std::snprintf(checksum, sizeof checksum, "%016llx", static_cast<unsigned long long>(blob.header().header_xxh3));
+    json model = blob_json(blob);
+    model["checksum"] = checksum;
+    return {{"report", kind},
+            {"version", kVersion},
+            {"commit", kCommit},
+            {"date", now()},
+            {"command", std::vector<std::string>(argv, argv + argc)},
+            {"model", model},
+            {"prompt_set", options.prompts.value_or("built-in")},
+            {"n_prompts", plan.prompts.size()}};
+}
+
+// bench: the modes against each other. roofline: the modes below this machine's ceilings.
+int measure_modes(int argc, char** argv, bool roofline) {
+    MeasuringOptions options;
+    CLI::App app(roofline ? "Measures what this machine can do at best (bandwidth of its memory, arithmetic) and where "
+                            "each mode of decoding stands below that."
+                          : "Measures the modes of decoding against each other on a set of prompts: greedy, and "
+                            "sampled at temperature 1 among the 50 most probable tokens.",
+                 roofline ? "staged-gpt2 roofline" : "staged-gpt2 bench");
+    add_measuring_options(app, options, roofline, roofline ? 8 : 0);
+    parse(app, argc, argv);
+
+    const Blob blob = open_model(options);
+    BenchPlan plan;
+    plan.prompts = bench_prompts(options, blob);
+    plan.max_tokens = options.generation.max_tokens;
+    plan.ignore_eos = options.generation.ignore_eos;
+    plan.repeats = options.repeats;
+    const Sampling& sampling = options.generation.sampling;
+    if (roofline)
+        plan.settings = {{sampling.temperature == 0 ? "greedy" : "sampled", sampling}};
+    else
+        plan.settings = {{"greedy", {}}, {"top-k", {.temperature = 1, .top_k = 50, .seed = sampling.seed}}};
+    plan.modes = {Mode::baseline};
+    if (blob.has_draft()) plan.modes.insert(plan.modes.end(), {Mode::speculative, Mode::staged});
+    std::optional<OutputFile> file;
+    if (options.json && *options.json != "-") file.emplace(*options.json);
+    const auto progress = [](const std::string& what) { std::fprintf(stderr, "staged-gpt2: %s\n", what.c_str()); };
+
+    const int device = choose_device(options, blob);
+    Ceilings ceilings = {};
+    if (roofline) {
+        progress("measuring the ceilings");
+        ceilings = device < 0 ? cpu_ceilings() : cuda_ceilings(device);
+    }
+    const auto decoder = make_decoder(device, blob);
+    plan.tree = options.generation.tree_on(decoder->default_tree());
+    const auto results = measure(*decoder, plan, progress);
+    json report = report_head(roofline ? "roofline" : "bench", argc, argv, options, plan, blob);
+    report["device"] = facts_json(device < 0 ? cpu_facts() : cuda_facts(device));
+    report.update(roofline ? roofline_report(plan, results[0], blob, decoder->facts(), ceilings)
+                           : bench_report(plan, results, blob, decoder->facts()));
+    const std::string text =
+        report["device"]["name"].get<std::string>() + "\n" + (roofline ? roofline_text(report) : bench_text(report));
+    const std::string dump = report.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+    if (file) {
+        file->write({reinterpret_cast<const uint8_t*>(dump.data()), dump.size()});
+        file->commit();
+    }
+    const bool to_output = options.json == "-";  // the tables make way
+    if (to_output) std::fputs(text.c_str(), stderr);
+    Output output;
+    output.write(to_output ? dump : text);
+    output.check();
+    return kExitDone;
+}
+
 // ---- info -----------------------------------------------------------------------------------------------------------
 
 int info(int argc, char** argv) {
@@ -796,6 +962,8 @@ int main(int argc, char** argv) {
     const std::string_view command = argc > 1 ? argv[1] : "";
     try {
         if (command == "score") return score(argc - 1, argv + 1);
+        if (command == "bench" || command == "roofline")
+            return measure_modes(argc - 1, argv + 1, command == "roofline");
         if (command == "info") return info(argc - 1, argv + 1);
         if (command == "generate") return generate(argc - 1, argv + 1, true);
         return generate(argc, argv, false);

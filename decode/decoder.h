@@ -53,6 +53,12 @@ struct Statistics {
     uint64_t device_bytes = 0;  // memory allocated for weights, caches and scratch
 };
 
+// What the account of memory traffic (decode/account.h) needs to know of an engine.
+struct EngineFacts {
+    int kv_value_bytes;  // of an element of a key or value in the caches
+    int pass_width;      // target nodes that one reading of the weights serves; more are run in several
+};
+
 class Decoder {
 public:
     virtual ~Decoder() = default;
@@ -64,6 +70,8 @@ public:
 
     // The tree settings that pay on this device. Any others give the same text.
     virtual TreeSettings default_tree() const = 0;
+
+    virtual EngineFacts facts() const = 0;
 
     // Natural-log probability of each token but the first given those before it: n - 1 values for n tokens,
     // 1 <= n <= n_positions.

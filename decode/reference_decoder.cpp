@@ -27,6 +27,8 @@ public:
         return {.nodes = 6, .children = 1, .draft_width = 4, .draft_passes = 4, .ngram_nodes = 3, .draft_cost = 0.2f};
     }
 
+    EngineFacts facts() const override { return {.kv_value_bytes = sizeof(float), .pass_width = kMaxNodes}; }
+
     std::vector<float> score(std::span<const int32_t> tokens) override { return ::score(target_, tokens); }
 
 private:

@@ -65,6 +65,8 @@ public:
 
     TreeSettings default_tree() const override { return {}; }
 
+    EngineFacts facts() const override { return {.kv_value_bytes = 2, .pass_width = target_.max_width()}; }
+
     std::vector<float> score(std::span<const int32_t> tokens) override { return ::score(target_, tokens); }
 
 private:

@@ -10,10 +10,10 @@
 #include <filesystem>
 #include <vector>
 
+#include "model/output_file.h"
 #include "tests/small_checkpoint.h"
 #include "tests/temporary_folder.h"
 #include "weights_tool/convert.h"
-#include "weights_tool/output_file.h"
 
 namespace fs = std::filesystem;
 

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "model/blob.h"
-#include "weights_tool/output_file.h"
+#include "model/output_file.h"
 
 class BlobWriter {
 public:

@@ -13,9 +13,9 @@
 
 #include "model/blob.h"
 #include "model/error.h"
+#include "model/output_file.h"
 #include "weights_tool/commands.h"
 #include "weights_tool/ngram_builder.h"
-#include "weights_tool/output_file.h"
 #include "weights_tool/tokenize.h"
 
 namespace {

@@ -1,4 +1,4 @@
-#include "weights_tool/output_file.h"
+#include "model/output_file.h"
 
 #include <fcntl.h>
 #include <signal.h>

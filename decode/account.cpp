@@ -1,0 +1,91 @@
+#include "decode/account.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/blob.h"
+
+namespace {
+
+// Bytes of a model's tensors that a pass reads whole, and elements of its matrices.
+struct Weights {
+    double layers = 0, head = 0;  // bytes; the last LayerNorm counts with the head
+    double layer_elements = 0, head_elements = 0;
+};
+
+Weights weights_of(const Config& config) {
+    const ModelLayout layout(config);
+    Weights weights;
+    for (const TensorPlace& tensor : layout.tensor) {
+        const bool head = tensor.offset == layout.lm_head || tensor.name.starts_with("ln_f");
+        if (!head && !tensor.name.starts_with("h.")) continue;
+        (head ? weights.head : weights.layers) += double(tensor.size);
+        if (tensor.form == Form::tiles)
+            (head ? weights.head_elements : weights.layer_elements) += double(tensor.rows) * double(tensor.columns);
+    }
+    return weights;
+}
+
+Cost prefill_cost(const Config& config, int n, const EngineFacts& engine) {
+    const int width = std::min(engine.pass_width, kMaxNodes);
+    Work work = {.passes = std::ceil(double(n) / width), .nodes = double(n)};
+    work.context = width * (work.passes - 1) / 2;
+    work.node_context = (double(n) + 1) / 2;
+    return n > 0 ? cost_of(config, work, engine) : Cost();
+}
+
+}  // namespace
+
+Traffic& Traffic::operator+=(const Traffic& other) {
+    weights += other.weights;
+    embeddings += other.embeddings;
+    kv_read += other.kv_read;
+    kv_written += other.kv_written;
+    logits += other.logits;
+    return *this;
+}
+
+Cost& Cost::operator+=(const Cost& other) {
+    bytes += other.bytes;
+    flops += other.flops;
+    return *this;
+}
+
+Cost Account::decode() const {
+    Cost both = target;
+    return both += draft;
+}
+
+Cost cost_of(const Config& config, const Work& work, const EngineFacts& engine) {
+    if (work.passes == 0) return {};
+    const Weights weights = weights_of(config);
+    const double readings = work.passes * std::ceil(work.nodes / work.passes / engine.pass_width);
+    const double kv_position = 2.0 * config.n_layer * config.n_embd * engine.kv_value_bytes;
+    Cost cost;
+    cost.bytes.weights = readings * (weights.layers + (work.logits > 0 ? weights.head : 0));
+    cost.bytes.embeddings = work.nodes * config.n_embd * (2 + 2);
+    cost.bytes.kv_read = readings * work.context * kv_position;
+    cost.bytes.kv_written = work.nodes * kv_position;
+    cost.bytes.logits = work.logits * pad16(config.n_vocab) * sizeof(float);
+    cost.flops = 2 * (work.nodes * weights.layer_elements + work.logits * weights.head_elements) +
+                 4.0 * config.n_embd * config.n_layer * work.nodes * work.node_context;
+    return cost;
+}
+
+Account account_of(const Config& target, const Config* draft, Mode mode, const Statistics& stats,
+                   const EngineFacts& engine) {
+    const auto decoding = [&](const Config& config, double passes, double nodes, double rounds) {
+        const double step = rounds > 0 ? stats.emitted / rounds : 0;
+        const double context = stats.prompt_tokens - 1 + (stats.emitted - step) / 2;
+        return cost_of(config, {passes, nodes, nodes, context, context + 1}, engine);
+    };
+    Account account;
+    account.prefill = prefill_cost(target, stats.prompt_tokens - 1, engine);
+    account.target = decoding(target, stats.rounds, stats.target_nodes, stats.rounds);
+    account.useful = decoding(target, stats.emitted, stats.emitted, stats.emitted);
+    if (draft && mode != Mode::baseline) {
+        account.prefill += prefill_cost(*draft, stats.prompt_tokens - 1, engine);
+        account.draft = decoding(*draft, stats.draft_passes, stats.draft_nodes, stats.rounds);
+    }
+    return account;
+}
