@@ -233,8 +233,8 @@ TEST_CASE("command line: --version and --help succeed on standard output") {
     const ProgramRun version = run_program("staged-gpt2", {"--version"});
     CHECK(version.exit_code == 0);
     CHECK(std::regex_match(version.out, std::regex("staged-gpt2 [0-9.]+ \\(.+\\)\n")));
-    for (const Arguments& arguments :
-         {Arguments{"--help"}, Arguments{"score", "--help"}, Arguments{"info", "--help"}}) {
+    for (const Arguments& arguments : {Arguments{"--help"}, Arguments{"score", "--help"}, Arguments{"info", "--help"},
+                                       Arguments{"bench", "--help"}, Arguments{"roofline", "--help"}}) {
         const ProgramRun help = run_program("staged-gpt2", arguments);
         CHECK(help.exit_code == 0);
         CHECK(help.out.find("Usage: staged-gpt2") != std::string::npos);
