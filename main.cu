@@ -622,8 +622,8 @@ json answer(const json& line, const Options& options, Decoder& decoder, const Bl
     about["by_origin"] = {{"target", s.by_origin[0]}, {"draft", s.by_origin[1]}, {"ngram", s.by_origin[2]}};
     about["prefill_ms"] = s.prefill_ms;
     about["total_ms"] = s.total_ms;
-    about["bytes"] = {{"prefill", result.account.prefill.bytes.total()},
-                      {"decode", result.account.decode().bytes.total()}};
+    about["bytes"] = {{"prefill", uint64_t(result.account.prefill.bytes.total())},
+                      {"decode", uint64_t(result.account.decode().bytes.total())}};
     return about;
 }
 
@@ -865,6 +865,9 @@ int measure_modes(int argc, char** argv, bool roofline) {
                             "sampled at temperature 1 among the 50 most probable tokens.",
                  roofline ? "staged-gpt2 roofline" : "staged-gpt2 bench");
     add_measuring_options(app, options, roofline, roofline ? 8 : 0);
+    app.footer(std::string("A report is drawn by scripts/plot_") + (roofline ? "roofline" : "bench") +
+               ".py REPORT.json -o OUT.png. Nothing is reported, and the exit code is 1,\n"
+               "if the modes' outputs differ.");
     parse(app, argc, argv);
 
     const Blob blob = open_model(options);

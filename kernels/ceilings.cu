@@ -43,7 +43,9 @@ __global__ void __launch_bounds__(kReadThreads) read_kernel(const uint4* p, uint
 // a, b: two halves each, what all fragments are filled with.
 __global__ void __launch_bounds__(kMmaThreads) mma_kernel(uint32_t a, uint32_t b, float* out) {
     const uint32_t weights[4] = {a, a, a, a};
-    float sum[kMmaChains][4] = {};
+    float sum[kMmaChains][4];
+    for (int i = 0; i < kMmaChains; ++i)  // all different, or else the compiler keeps one chain for all
+        for (int j = 0; j < 4; ++j) sum[i][j] = float(i);
     for (int step = 0; step < kMmaSteps; ++step)
 #pragma unroll
         for (int i = 0; i < kMmaChains; ++i) ptx::mma(sum[i], weights, b, b);
