@@ -780,7 +780,7 @@ struct MeasuringOptions : Options {
     int limit = 0, repeats = 3;
 };
 
-// `limit`: prompts by default, 0: all.
+// sampling: its settings may be chosen, not the seed alone. limit: prompts by default, 0: all.
 void add_measuring_options(CLI::App& app, MeasuringOptions& options, bool sampling, int limit) {
     Generation& generation = options.generation;
     generation.max_tokens = 250;
@@ -799,11 +799,11 @@ void add_measuring_options(CLI::App& app, MeasuringOptions& options, bool sampli
     count("repeats", options.repeats, "Measure each N times and take the median [3]");
     app.add_option("--json", options.json, "Write the report as JSON; - is standard output")->type_name("FILE");
     app.add_flag("--ignore-eos", generation.ignore_eos, "Go on after the model's end of text");
-    for (const Setting& setting : kSettings)
-        if (setting.group == kTree ? std::string_view(setting.name) != "mode"
-                                   : setting.group == std::string_view("Sampling") &&
-                                         (sampling || std::string_view(setting.name) == "seed"))
+    for (const Setting& setting : kSettings) {
+        const std::string_view name = setting.name, group = setting.group;
+        if (name == "seed" || (group == "Sampling" && sampling) || (group == kTree && name != "mode"))
             add_setting(app, setting, generation);
+    }
 }
 
 // The prompts as token ids; those that leave no room in the context are left out with a note.
@@ -814,8 +814,9 @@ std::vector<BenchPrompt> bench_prompts(const MeasuringOptions& options, const Bl
     int too_long = 0;
     for (const Prompt& prompt :
          options.prompts ? read_prompts(*options.prompts, options.limit) : built_in_prompts(options.limit)) {
-        const std::vector<int32_t> ids =
-            prompt.ids.empty() ? to_ids(prompt.text, false, tokenizer.get(), blob) : prompt.ids;
+        if (prompt.ids.empty() && !tokenizer)
+            throw Error(kExitUsage, blob.name() + " holds no tokenizer; give --prompts whose lines hold \"ids\"");
+        const std::vector<int32_t> ids = prompt.ids.empty() ? tokenizer->encode(prompt.text) : prompt.ids;
         if (ids.size() < size_t(config.n_positions)) {
             check_prompt(ids, config);
             prompts.push_back({prompt.name, ids});

@@ -64,6 +64,7 @@ double median_seconds(const Launch& launch) {
     for (int run = 0; run < 24; ++run) {
         cudaEventRecord(start);
         launch();
+        cuda_check(cudaGetLastError(), "measuring its ceilings");
         cudaEventRecord(end);
         cuda_check(cudaEventSynchronize(end), "measuring its ceilings");
         float ms = 0;

@@ -14,7 +14,9 @@
 #include "decode/account.h"
 #include "decode/prompts.h"
 #include "decode/quantile.h"
+#include "kernels/ceilings.h"
 #include "model/error.h"
+#include "tests/gpu_model.h"
 #include "tests/run_program.h"
 #include "tests/skip.h"
 #include "tests/temporary_folder.h"
@@ -412,4 +414,24 @@ TEST_CASE("check_bytes: an account within 5 % of the counters passes, others and
     CHECK(check(half(1.07), account * 1.07) != 0);
     CHECK(check("n/a", account) != 0);
     CHECK(check("", account) != 0);
+}
+
+TEST_CASE("gpu roofline: the ceilings are those of a GPU, and the modes' outputs are equal there") {
+    if (!gpu_or_skip()) return;
+    const ProgramRun run = run_program("staged-gpt2", {"roofline", "--device", "cuda", "--limit", "2", "--max-tokens",
+                                                       "60", "--repeats", "2", "--json", "-", "--ignore-eos"});
+    CAPTURE(run.err);
+    REQUIRE(run.exit_code == 0);
+    const json report = json::parse(run.out);
+    CHECK(report["device"]["kind"] == "cuda");
+    CHECK(report["device"]["name"] != "");
+    CHECK(report["device"]["driver"] != "");
+    CHECK(report["device"]["cache_bytes"] > 1 << 20);
+    const double read = report["ceilings"]["read_bytes_per_s"], peak = report["ceilings"]["flops_per_s"];
+    CHECK(read > 1e11);
+    CHECK(read < 2e13);
+    CHECK(peak > 5e12);
+    CHECK(peak < 1e16);
+    for (const json& mode : report["modes"]) CHECK(mode["flops_per_s"] < peak);
+    CHECK(cuda_ceilings(0).flops_per_s == doctest::Approx(peak).epsilon(0.3));
 }
