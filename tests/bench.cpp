@@ -259,7 +259,7 @@ TEST_CASE("measure: medians over repeats; other tokens in one mode end it withou
     }
 }
 
-TEST_CASE("bench: the report of the demo model agrees with itself") {
+TEST_CASE("bench command: the report of the demo model agrees with itself") {
     const TemporaryFolder folder;
     const ProgramRun run = staged_gpt2({"bench", "--limit", "2", "--max-tokens", "40", "--repeats", "1", "--seed", "5",
                                         "--ignore-eos", "--json", folder / "b.json"});
@@ -336,7 +336,8 @@ TEST_CASE(
     CHECK(report["modes"][2]["intensity"] > report["modes"][0]["intensity"]);
 }
 
-TEST_CASE("bench: bad options and prompts are refused with exit code 2, before anything is measured or written") {
+TEST_CASE(
+    "bench command: bad options and prompts are refused with exit code 2, before anything is measured or written") {
     const TemporaryFolder folder;
     write(folder / "bad", "{\"prompt\": \"a\"}\nnonsense\n");
     std::string ids = "{\"ids\": [1";
