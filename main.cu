@@ -90,6 +90,8 @@ struct Options {
     std::string device = "auto";
     std::optional<std::string> text, file;  // where the prompt comes from; none: standard input
     bool ids = false, jsonl = false, trace = false, stats = false, as_json = false;
+    bool draft_alone = false;
+    std::optional<int> samples;  // so many texts from the end token, instead of one after a prompt
 };
 
 // A whole argument as a number within bounds; `range` says in words what is wanted.
@@ -422,8 +424,12 @@ private:
 // ---- Model and device -----------------------------------------------------------------------------------------------
 
 Blob open_model(const Options& options) {
-    if (options.model) return Blob::open(*options.model);
-    return Blob::view({demo_blob_begin, demo_blob_end}, "the demo model");
+    const Blob blob =
+        options.model ? Blob::open(*options.model) : Blob::view({demo_blob_begin, demo_blob_end}, "the demo model");
+    if (!options.draft_alone) return blob;
+    if (!blob.has_draft())
+        throw Error(kExitUsage, "--draft-alone: " + blob.name() + " holds no draft; convert with --draft");
+    return blob.draft_alone();
 }
 
 std::unique_ptr<Tokenizer> open_tokenizer(const Blob& blob) {
@@ -652,6 +658,28 @@ int generate_lines(std::istream& lines, const Options& options, Decoder& decoder
     return exit_code;
 }
 
+// Texts that the model writes from nothing, as lines of token ids for weights_tool ngram --ids: each begins after the
+// end token, with a seed of its own, so that any of them can be written again. The end token itself is not written.
+int generate_samples(const Options& options, Decoder& decoder, const Blob& blob) {
+    const int32_t end_token = blob.target().config.eos_token;
+    Generation generation = options.generation;
+    Output output;
+    int64_t n_tokens = 0;
+    double ms = 0;
+    for (int i = 0; i < *options.samples && !interrupted; ++i, ++generation.sampling.seed) {
+        const Result result = continue_text(decoder, blob, nullptr, generation, false, "", {end_token},
+                                            [](std::string_view) { return true; });
+        if (interrupted || !output.write(to_text(result.ids) + "\n")) break;
+        n_tokens += int64_t(result.ids.size());
+        ms += result.stats.total_ms;
+        if (options.stats && (i + 1 == *options.samples || (i + 1) % 100 == 0))
+            std::fprintf(stderr, "%d texts, %lld tokens in %.1f s: %.1f tokens/s\n", i + 1, (long long)n_tokens,
+                         ms / 1000, 1000 * double(n_tokens) / std::max(ms, 1e-3));
+    }
+    output.check();
+    return kExitDone;
+}
+
 // named: the command was given by its name.
 int generate(int argc, char** argv, bool named) {
     Options options;
@@ -671,17 +699,23 @@ int generate(int argc, char** argv, bool named) {
     app.add_flag("--ignore-eos", generation.ignore_eos, "Go on after the model's end of text")->group("Text");
     app.add_flag("--echo", generation.echo, "Write the prompt first")->group("Text");
     app.add_flag("--jsonl", options.jsonl, "A JSON object with \"prompt\" or \"ids\" a line in, a result a line out");
+    app.add_flag("--draft-alone", options.draft_alone, "Let the draft write, without the target; for samples of it");
+    app.add_option_function<std::string>(
+           "--samples", [&](const std::string& value) { options.samples = integer("samples", value, 1, INT_MAX); },
+           "Write N texts without a prompt, a line of token ids each, with the seeds --seed, --seed + 1, ...")
+        ->type_name("N");
     app.add_flag("--trace", options.trace, "Colour each token by who guessed it");
     app.add_flag("--stats", options.stats, "Print what each stage did, on standard error");
     parse(app, argc, argv);
 
     if (options.jsonl) {
-        if (options.text || options.ids || options.trace || options.stats)
+        if (options.text || options.ids || options.trace || options.stats || options.samples)
             usage_error("--jsonl takes its prompts from lines and answers with counters; leave out " +
                         std::string(options.text    ? "the prompt"
                                     : options.ids   ? "--ids"
                                     : options.trace ? "--trace"
-                                                    : "--stats"));
+                                    : options.stats ? "--stats"
+                                                    : "--samples"));
         std::ifstream file;
         if (options.file) {
             file.open(*options.file);
@@ -692,6 +726,28 @@ int generate(int argc, char** argv, bool named) {
         const auto decoder = make_decoder(options, blob);
         catch_interrupts();
         const int exit_code = generate_lines(options.file ? file : std::cin, options, *decoder, blob, tokenizer.get());
+        if (interrupted) end_by_interrupt();
+        return exit_code;
+    }
+
+    if (options.samples) {
+        if (options.text || options.file || options.trace || generation.echo || !generation.stop.empty())
+            usage_error("--samples takes no prompt and writes token ids; leave out " +
+                        std::string(options.text      ? "the prompt"
+                                    : options.file    ? "--file"
+                                    : options.trace   ? "--trace"
+                                    : generation.echo ? "--echo"
+                                                      : "--stop"));
+        if (generation.sampling.temperature == 0 && *options.samples > 1)
+            usage_error("--samples at --temperature 0 would write one text over and over; give a --temperature");
+        const Blob blob = open_model(options);
+        usable_mode(generation.mode, blob);
+        if (blob.target().config.eos_token < 0)
+            throw Error(kExitUsage, "--samples: " + blob.name() +
+                                        " has no end token to begin texts after; use --jsonl with prompts of your own");
+        const auto decoder = make_decoder(options, blob);
+        catch_interrupts();
+        const int exit_code = generate_samples(options, *decoder, blob);
         if (interrupted) end_by_interrupt();
         return exit_code;
     }

@@ -226,7 +226,17 @@ const BlobHeader& Blob::header() const {
     return *reinterpret_cast<const BlobHeader*>(bytes_.data());
 }
 
+Blob Blob::draft_alone() const {
+    Blob blob = *this;
+    blob.draft_alone_ = true;
+    return blob;
+}
+
 std::span<const uint8_t> Blob::section(SectionKind kind) const {
+    if (draft_alone_) {
+        if (kind == SectionKind::draft || kind == SectionKind::ngram) return {};
+        if (kind == SectionKind::target) kind = SectionKind::draft;
+    }
     for (uint32_t i = 0; i < header().n_sections; i++)
         if (const SectionEntry& entry = header().section[i]; entry.kind == uint32_t(kind))
             return bytes_.subspan(entry.offset, entry.size);

@@ -209,6 +209,10 @@ public:
     const std::string& name() const { return name_; }
     void verify() const;  // Error(kExitBadModel) names the section that is damaged
 
+    // The same blob to run the draft from: it stands in the target's place, and there is neither a draft nor a table.
+    // Requires has_draft(); verify() wants the whole blob.
+    Blob draft_alone() const;
+
 private:
     Blob(std::shared_ptr<const void> mapping, std::span<const uint8_t> bytes, std::string name);
     std::span<const uint8_t> section(SectionKind kind) const;  // empty: none
@@ -216,4 +220,5 @@ private:
     std::shared_ptr<const void> mapping_;  // keeps a mapped file alive
     std::span<const uint8_t> bytes_;
     std::string name_;
+    bool draft_alone_ = false;
 };
