@@ -11,19 +11,16 @@ struct Block {
     Ring ring;
     Ring::Position read;  // the same in all multiplying warps
     PhaseCounter phase;
-    uint32_t input_address;  // shared address of the matrix input
+    uint32_t thread;  // threadIdx.x
 
     // Called by all threads of the block.
     __device__ explicit Block(const PassArguments& arguments)
-        : a(arguments),
-          ring(arguments),
-          read(),
-          phase(arguments.scratch),
-          input_address(ptx::kept(ptx::shared_address(shared_memory) + arguments.shared.input)) {
+        : a(arguments), ring(arguments), read(), phase(arguments.scratch), thread(threadIdx.x) {
         if (threadIdx.x == 0) {
             ring.initialise();
             set_doing(Doing::waiting);
             shared_state.stop = 0;
+            shared_state.max_depth = 0;
             shared_state.mail = 0;
             shared_state.n_sent = 0;
             shared_state.host_stops = 0;
@@ -38,7 +35,7 @@ struct Block {
         return reinterpret_cast<uint16_t*>(shared_memory + a.shared.input) + row * a.shared.input_stride;
     }
     __device__ uint32_t input_at(int row, int column) const {  // its shared address
-        return input_address + (row * a.shared.input_stride + column) * 2;
+        return ring.slots - a.shared.ring + a.shared.input + (row * a.shared.input_stride + column) * 2;
     }
 };
 

@@ -51,17 +51,15 @@ __device__ inline void put(const HalfRows& rows, int at, uint32_t halves, uint32
 template <bool words>
 __device__ inline void collect_input(const Block& b, const HalfRows& rows, int first, int stride, int n, int n_embd,
                                      uint32_t number) {
-    // Every block begins elsewhere, so that they don't all ask the same slices of L2 at once.
-    const int steps = n_embd / (words ? 4 : 8), n_steps = n * steps;  // of 16 bytes
-    int left = (n_steps - int(threadIdx.x) + kMultiplyThreads - 1) / kMultiplyThreads;
-    int row = int(blockIdx.x) * n / int(gridDim.x), at = threadIdx.x;
+    const int steps = n_embd / (words ? 4 : 8);  // of 16 bytes a row
+    int left = (n * steps - int(b.thread) + kMultiplyThreads - 1) / kMultiplyThreads, row = 0, at = b.thread;
     const auto settle = [&] {
-        while (at >= steps) at -= steps, row = row + 1 == n ? 0 : row + 1;
+        while (at >= steps) at -= steps, ++row;
     };
     settle();
     while (left > 0) {
         if (words) {
-            constexpr int kBatch = 4;
+            constexpr int kBatch = 2;
             uint32_t offset[kBatch], to[kBatch];
             uint4 pair[kBatch];
 #pragma unroll

@@ -85,6 +85,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
     const int n_matrices = kLayerMatrices * m.n_layer + (pass.n_logits > 0);
 #pragma unroll 1
     for (int at = 0; at < n_matrices; ++at) {
+        b.thread = ptx::kept(threadIdx.x);  // what follows from it is worked out anew, else it would fill the registers
         const int layer = at / kLayerMatrices;
         const Matrix which = layer == m.n_layer ? Matrix::head : Matrix(at % kLayerMatrices);
         const TaskMatrix matrix = matrices.next(which, layer);

@@ -26,7 +26,7 @@ __device__ inline NormParameters norm_parameters(const DeviceModel& m, Matrix wh
 // Starts fetching the parameters into the partial sums' place, (3, n_embd): each thread what it will use itself.
 __device__ inline void norm_prefetch(const Block& b, const NormParameters& p, int n_embd) {
     const uint32_t to = ptx::shared_address(b.partial());
-    for (int e = threadIdx.x * 4; e < n_embd; e += kMultiplyThreads * 4) {
+    for (int e = b.thread * 4; e < n_embd; e += kMultiplyThreads * 4) {
         if (p.bias) ptx::copy_16(to + e * 4, p.bias + e);
         ptx::copy_16(to + (n_embd + e) * 4, p.weight + e);
         ptx::copy_16(to + (2 * n_embd + e) * 4, p.shift + e);
@@ -60,7 +60,7 @@ __device__ inline void add_branch(const Block& b, float4 (&v)[kMaxQuads], int n_
 #pragma unroll
         for (int k = 0; k < kTogether * kParts * 2; ++k)
             offset[k] = k / 2 % kParts * branch.stride +
-                        4 * (threadIdx.x + (first + k / (2 * kParts)) * kMultiplyThreads) + k % 2 * 2;
+                        4 * (b.thread + (first + k / (2 * kParts)) * kMultiplyThreads) + k % 2 * 2;
         collect(b, branch.part, offset, min(kTogether, n_own - first) * kParts * 2, branch.number, pair);
 #pragma unroll
         for (int q = 0; q < kTogether; ++q) {
@@ -77,7 +77,7 @@ __device__ inline void add_branch(const Block& b, float4 (&v)[kMaxQuads], int n_
                 all = {__fadd_rn(all.x, more.x), __fadd_rn(all.y, more.y), __fadd_rn(all.z, more.z),
                        __fadd_rn(all.w, more.w)};
             }
-            const float4 c = reinterpret_cast<const float4*>(bias)[threadIdx.x + (first + q) * kMultiplyThreads];
+            const float4 c = reinterpret_cast<const float4*>(bias)[b.thread + (first + q) * kMultiplyThreads];
             float4& x = v[first + q];
             x = {__fadd_rn(x.x, __fadd_rn(all.x, c.x)), __fadd_rn(x.y, __fadd_rn(all.y, c.y)),
                  __fadd_rn(x.z, __fadd_rn(all.z, c.z)), __fadd_rn(x.w, __fadd_rn(all.w, c.w))};
@@ -94,9 +94,9 @@ __device__ inline void add_and_normalise(const Block& b, float* x, const Branch&
     const float* weight = bias + m.n_embd;
     const float* shift = weight + m.n_embd;
     const int n_quads = m.n_embd / 4;
-    const int n_own = (n_quads - int(threadIdx.x) + kMultiplyThreads - 1) / kMultiplyThreads;  // may be 0
+    const int n_own = (n_quads - int(b.thread) + kMultiplyThreads - 1) / kMultiplyThreads;  // may be 0
     const auto quad = [&](const float* row, int q) {
-        return reinterpret_cast<const float4*>(row)[threadIdx.x + q * kMultiplyThreads];
+        return reinterpret_cast<const float4*>(row)[b.thread + q * kMultiplyThreads];
     };
     float4 v[kMaxQuads];
 #pragma unroll
@@ -111,7 +111,7 @@ __device__ inline void add_and_normalise(const Block& b, float* x, const Branch&
 #pragma unroll
     for (int q = 0; q < kMaxQuads; ++q)
         if (q < n_own) {
-            if (branch.n_parts) reinterpret_cast<float4*>(x)[threadIdx.x + q * kMultiplyThreads] = v[q];
+            if (branch.n_parts) reinterpret_cast<float4*>(x)[b.thread + q * kMultiplyThreads] = v[q];
             sum = __fadd_rn(sum, __fadd_rn(__fadd_rn(v[q].x, v[q].y), __fadd_rn(v[q].z, v[q].w)));
         }
     const float mean = __fmul_rn(block_sum(shared_state.sums, sum), m.per_column);
@@ -129,7 +129,7 @@ __device__ inline void add_and_normalise(const Block& b, float* x, const Branch&
         if (q < n_own) {
             const float4 w = quad(weight, q), s = quad(shift, q);
             const auto norm = [&](float d, float w_, float s_) { return __fmaf_rn(__fmul_rn(d, scale), w_, s_); };
-            const uint32_t word = fragment_column(4 * (threadIdx.x + q * kMultiplyThreads)) / 2;
+            const uint32_t word = fragment_column(4 * (b.thread + q * kMultiplyThreads)) / 2;
             put(word, pack_halves(norm(v[q].x, w.x, s.x), norm(v[q].y, w.y, s.y)));
             put(word + 2, pack_halves(norm(v[q].z, w.z, s.z), norm(v[q].w, w.w, s.w)));  // the next lane's share
         }

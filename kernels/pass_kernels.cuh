@@ -27,6 +27,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) forward_pass(const __grid_co
     if (int(threadIdx.x) < a.pass.n) {
         shared_state.token[threadIdx.x] = a.nodes->token[a.pass.nodes_at + threadIdx.x];
         shared_state.depth[threadIdx.x] = a.nodes->depth[a.pass.nodes_at + threadIdx.x];
+        atomicMax(&shared_state.max_depth, shared_state.depth[threadIdx.x]);
     }
     block_barrier();
     const uint64_t stride = pad16(a.model.n_vocab);

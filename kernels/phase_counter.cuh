@@ -52,8 +52,8 @@ struct SharedState {
     int doing;                                           // Doing; set and read with atomics
     int stop;                                            // nobody will read further weights
     alignas(16) float sums[kMultiplyWarps], squares[kMultiplyWarps];
-    float bias[4][16];  // of the tasks being summed
-    int token[kMaxNodes], depth[kMaxNodes];
+    float bias[4][16];                                  // of the tasks being summed
+    int token[kMaxNodes], depth[kMaxNodes], max_depth;  // of the pass
     uint32_t target, workers;  // of the phase counter: arrivals that complete the last phase, those of it alone
     // Decoding: (step + 1, token) on its way to the host, whom a warp of block 0's talks to.
     unsigned long long best;  // (logit, token) of this block

@@ -21,7 +21,7 @@ template <int NT, int kPieces>
 __device__ inline void multiply_pieces(Block& b, int count, uint32_t weights, uint32_t input, float (&even)[NT][4],
                                        float (&odd)[NT][4]) {
     constexpr bool kAhead = NT <= 2;  // registers allow to load everything first
-    const int warp = threadIdx.x / 32;
+    const int warp = b.thread / 32;
     const uint32_t column_tile = 8 * b.a.shared.input_stride * 2;  // bytes
     Ring::Position at = b.read;
     uint32_t barrier[kPieces];
@@ -77,7 +77,7 @@ __device__ inline void multiply_pieces(Block& b, int count, uint32_t weights, ui
         }
     }
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
+    if (b.thread % 32 == 0)
 #pragma unroll
         for (int piece = 0; piece < kPieces; ++piece) ptx::mbarrier_arrive(barrier[piece]);
     b.read = at;
@@ -88,7 +88,7 @@ __device__ inline void multiply_pieces(Block& b, int count, uint32_t weights, ui
 template <int NT>
 __device__ inline void multiply_unit(Block& b, int n_blocks, int first_row, int n, bool with_bias, int held,
                                      float (&sum)[NT][4]) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int warp = b.thread / 32, lane = b.thread % 32;
     float odd[NT][4];
 #pragma unroll
     for (int c = 0; c < NT; ++c)
@@ -96,10 +96,10 @@ __device__ inline void multiply_unit(Block& b, int n_blocks, int first_row, int 
         for (int i = 0; i < 4; ++i) sum[c][i] = odd[c][i] = 0;
     uint32_t input = b.input_at(first_row + (NT == 1 ? min(lane / 4, n - 1) : lane / 4), lane % 4 * 4 + warp * 16);
     const uint32_t weights = warp * kBlockBytes + lane * 16;
-    if (with_bias && threadIdx.x < 16) {
+    if (with_bias && b.thread < 16) {
         b.ring.wait_full(b.read);
-        shared_state.bias[held][threadIdx.x] =
-            __uint_as_float(ptx::load_shared_4(b.ring.slot(b.read) + kBiasOffset + threadIdx.x * 4));
+        shared_state.bias[held][b.thread] =
+            __uint_as_float(ptx::load_shared_4(b.ring.slot(b.read) + kBiasOffset + b.thread * 4));
     }
     constexpr int kTogether = NT <= 2 ? 2 : 1;  // pieces
 #pragma unroll 1
@@ -124,20 +124,20 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n_blo
     constexpr int kColumnTiles = NT < 4 ? NT : 4;  // added up at a time
     constexpr int kUnits = 4 / kColumnTiles;       // and units
     static_assert(NT > 1 || kUnits == kSplit);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, step = gridDim.x;
+    const int warp = b.thread / 32, lane = b.thread % 32, step = gridDim.x;
     const bool several = matrix.units > 1;  // units a task: then kUnits, all that is held belongs to one task
     float2* partial = reinterpret_cast<float2*>(b.partial());  // (4 unit and tile, kMultiplyWarps, 2, 32)
     int held = 0;
     for (int task = matrix.first_task; task < matrix.n_tasks; task += step) {
         prepare(task);
-        if (threadIdx.x == 0 && task == matrix.first_task) set_doing(Doing::multiplying);
+        if (b.thread == 0 && task == matrix.first_task) set_doing(Doing::multiplying);
         const bool last = task + step >= matrix.n_tasks;
 #pragma unroll 1
         for (int unit = 0; unit < matrix.units; ++unit) {
             float sum[NT][4];
             multiply_unit<NT>(b, n_blocks, unit, n, matrix.bias, held, sum);
             const bool finished = last && unit + 1 == matrix.units;
-            if (threadIdx.x == 0 && finished) set_doing(afterwards);
+            if (b.thread == 0 && finished) set_doing(afterwards);
 #pragma unroll
             for (int c0 = 0; c0 < NT; c0 += kColumnTiles) {
 #pragma unroll
@@ -150,7 +150,7 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n_blo
                 block_barrier();
                 // Thread (task and tile, element) adds one pair of neighbouring columns, (row, node) and (row, node +
                 // 1).
-                const int group = threadIdx.x / 64, element = threadIdx.x % 64, its_task = group / kColumnTiles;
+                const int group = b.thread / 64, element = b.thread % 64, its_task = group / kColumnTiles;
                 if (several ? group == 0 : its_task < held) {
                     const uint32_t row = element / 32 * 8 + lane / 4;
                     float2 total;
