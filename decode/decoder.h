@@ -1,7 +1,6 @@
 // What a decode is asked for, what it reports, and the interface that the CPU engine and the GPU engine share.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -32,22 +31,27 @@ struct Emitted {
 
 enum class StopReason { max_tokens, eos, context_full, caller };
 
-// Counters of one generation. Times are wall-clock milliseconds.
-struct Statistics {
-    int prompt_tokens = 0;
+// Counters of one generation's rounds.
+struct Counters {
     int emitted = 0;
+    int rounds = 0;                             // target passes after prefill, each emits at least one token
+    int target_nodes = 0;                       // nodes verified in them, roots included
+    int draft_passes = 0;                       // after prefill
+    int draft_nodes = 0;                        // evaluated in them
+    int ngram_guesses = 0;                      // nodes evaluated ahead on the n-gram's word
+    int ngram_confirmed = 0;                    // of these, the ones the draft then chose
+    int proposed = 0;                           // tree nodes below the root
+    int accepted = 0;                           // of these, the ones the target chose
+    int by_origin[3] = {};                      // emitted tokens by Origin
+    int proposed_by_depth[kMaxDepth + 1] = {};  // [d]: rounds whose tree reached depth d
+    int accepted_by_depth[kMaxDepth + 1] = {};  // [d]: rounds that accepted a node at depth d
+};
+
+// What one generation did. Times are milliseconds; draft and target: their passes and what is read off their logits;
+// ngram: planning the passes, n-gram look-ups, tree and acceptance.
+struct Statistics : Counters {
+    int prompt_tokens = 0;
     StopReason stop = StopReason::max_tokens;
-    int rounds = 0;                     // target passes after prefill, each emits at least one token
-    int target_nodes = 0;               // nodes verified in them, roots included
-    int draft_passes = 0;               // after prefill
-    int draft_nodes = 0;                // evaluated in them
-    int ngram_guesses = 0;              // nodes evaluated ahead on the n-gram's word
-    int ngram_confirmed = 0;            // of these, the ones the draft then chose
-    int proposed = 0;                   // tree nodes below the root
-    int accepted = 0;                   // of these, the ones the target chose
-    std::array<int, 3> by_origin = {};  // emitted tokens by Origin
-    std::array<int, kMaxDepth + 1> proposed_by_depth = {};  // [d]: rounds whose tree reached depth d
-    std::array<int, kMaxDepth + 1> accepted_by_depth = {};  // [d]: rounds that accepted a node at depth d
     double prefill_ms = 0, draft_ms = 0, ngram_ms = 0, target_ms = 0, total_ms = 0;
     std::string device;         // "CPU, 2 threads" or the GPU's name
     uint64_t device_bytes = 0;  // memory allocated for weights, caches and scratch

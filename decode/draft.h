@@ -5,6 +5,8 @@
 // that the n-gram guesses the draft will choose below the nodes already taken, by the score they would have. When the
 // draft then proposes a guessed token, its evaluation is there already and the tree grows several levels in one pass
 // (the paper's speculation of the draft's own speculation). A guess that the draft does not propose is dropped.
+//
+// The functions are a team's (decode/team.h); what they are given lies in memory that the team shares.
 #pragma once
 
 #include <cstdint>
@@ -25,167 +27,299 @@ struct DraftRound {
     int guesses, confirmed;   // n-gram nodes evaluated, and proposed by the draft afterwards
     int32_t token[kMaxSlots];
     int32_t parent[kMaxSlots];  // slot, -1 for the first of the chain
-    int16_t node[kMaxSlots];    // of the tree, -1: a guess, or chain below the root
+    int16_t node[kMaxSlots];    // of the tree as the slot's pass was planned, -1: a guess, or chain below the root
     uint8_t depth[kMaxSlots];
     float score[kMaxSlots];
-    Child child[kMaxSlots][kMaxChildren];  // valid for evaluated slots from the root on
 };
 
 // Starts a round whose tree is the root alone. pending: (n_chain) the committed tokens from position `base` on, the
 // root last.
 HD inline void draft_start(DraftRound& round, Tree& tree, const TreeSettings& settings, int base,
                            const int32_t* pending, int n_chain, int max_depth, int max_evaluated_depth) {
-    round.base = base;
-    round.n_chain = round.n_slots = n_chain;
-    round.passes = round.guesses = round.confirmed = 0;
-    round.max_depth = max_depth;
-    round.max_evaluated_depth = max_evaluated_depth;
-    for (int i = 0; i < n_chain; ++i) {
+    if (team_thread() == 0) {
+        round.base = base;
+        round.n_chain = round.n_slots = n_chain;
+        round.passes = round.guesses = round.confirmed = 0;
+        round.max_depth = max_depth;
+        round.max_evaluated_depth = max_evaluated_depth;
+    }
+    for (int i = team_thread(); i < n_chain; i += team_threads()) {
         round.token[i] = pending[i];
         round.parent[i] = i - 1;
         round.node[i] = i == n_chain - 1 ? 0 : -1;
         round.depth[i] = 0;
         round.score[i] = 0;
     }
-    tree_start(tree, settings.nodes, pending[n_chain - 1], -1);
+    tree_start(tree, settings.nodes, pending[n_chain - 1]);
+}
+
+// The nodes below the root that a pass could evaluate, as a mask.
+HD inline uint64_t draft_open(const DraftRound& round, const Tree& tree) {
+    return team_mask(tree.n, [&](int i) {
+        const Node& node = tree.node[i];
+        return i > 0 && node.slot < 0 && node.depth <= round.max_evaluated_depth && node.depth < round.max_depth;
+    });
 }
 
 // Whether another draft pass is expected to raise the rate of tokens: the tree's expected yield, 1 + the sum of its
 // nodes' probabilities, over the round's time. A frontier node's children are expected to hold 0.7 of its probability
-// and to push the worst nodes out of a full tree.
+// and to push the worst nodes out of a full tree. Sums are in units of 2^-24.
 HD inline bool draft_pays(const DraftRound& round, const Tree& tree, const TreeSettings& settings) {
+    TEAM_SHARED uint32_t yield, gain;
     if (round.passes == 0) return tree.capacity > 1 && round.max_depth > 0;
     if (round.passes >= settings.draft_passes || round.n_slots >= kMaxSlots) return false;
-    float yield = 1, gain = 0;
-    for (int i = 1; i < tree.n; ++i) yield += exp_negative(tree.node[tree.order[i]].score);
-    int taken = 0, room = tree.capacity - tree.n, worst = tree.n - 1;
-    for (int i = 0; i < tree.n && taken < settings.draft_width; ++i) {
-        const Node& node = tree.node[tree.order[i]];
-        if (node.slot >= 0 || node.depth > round.max_evaluated_depth || node.depth >= round.max_depth) continue;
-        float added = 0.7f * exp_negative(node.score);
-        if (taken++ >= room) added -= exp_negative(tree.node[tree.order[worst--]].score);
-        if (added <= 0) break;
-        gain += added;
+    const uint64_t open = draft_open(round, tree);
+    if (team_thread() == 0) yield = 1 << 24, gain = 0;
+    team_sync();
+    for (int i = 1 + team_thread(); i < tree.n; i += team_threads()) {
+        const float probability = exp_negative(tree.node[i].score);
+        team_add(yield, uint32_t(probability * 0x1p24f));
+        const int taken = count_bits(open & bits_below(i));  // before this one
+        if (!(open >> i & 1) || taken >= settings.draft_width) continue;
+        const int pushed_out = taken - (tree.capacity - tree.n);  // of the worst nodes, by those before this one
+        float added = 0.7f * probability;
+        if (pushed_out >= 0) added -= exp_negative(tree.node[tree.n - 1 - pushed_out].score);
+        if (added > 0) team_add(gain, uint32_t(added * 0x1p24f));
     }
-    return gain * (1 + round.passes * settings.draft_cost) > yield * settings.draft_cost;
+    team_sync();
+    const bool pays =
+        float(gain) * (1 + float(round.passes) * settings.draft_cost) > float(yield) * settings.draft_cost;
+    team_sync();
+    return pays;
 }
 
-// The last tokens of the text as seen from a slot: committed text, then the slot's path. Returns their number.
-HD inline int draft_suffix(const DraftRound& round, int slot, const int32_t* text, int n_text,
-                           int32_t* suffix /* (kMaxSuffix) */) {
-    int32_t reversed[kMaxSuffix];
-    int n = 0;
-    for (; n < kMaxSuffix && slot >= round.n_chain; slot = round.parent[slot]) reversed[n++] = round.token[slot];
-    for (int i = n_text - 1; n < kMaxSuffix && i >= 0; --i) reversed[n++] = text[i];
-    for (int i = 0; i < n; ++i) suffix[i] = reversed[n - 1 - i];
-    return n;
+// The suffix that ends with `token` below a slot, or below the text for a slot of the chain.
+HD inline Suffix draft_suffix(const DraftRound& round, int32_t token, int slot, const int32_t* text, int n_text) {
+    Suffix suffix;
+    suffix.token[0] = token;
+    int at = n_text - 1;  // the root, and everything before it
+    UNROLL
+    for (int i = 1; i < kMaxSuffix; ++i) {
+        if (slot >= round.n_chain) {
+            suffix.token[i] = round.token[slot];
+            slot = round.parent[slot];
+        } else {
+            suffix.token[i] = at >= 0 ? text[at] : -1;
+            --at;
+        }
+    }
+    return suffix;
 }
 
 // Fills the slots of the next pass from round.n_slots on and returns the slot it starts at (the pass covers that slot
 // up to the new n_slots); nothing to evaluate leaves n_slots as it was. text: (n_text) committed tokens, the root last.
-// ngram_nodes: guesses that the pass may hold, 0 in speculative mode.
+// ngram_nodes: guesses that the pass may hold, 0 in speculative mode. Equal scores: tree nodes first, then guesses in
+// the order in which they came.
 HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings& settings, const NgramView& table,
                          const int32_t* text, int n_text, int ngram_nodes) {
-    struct Open {  // a node that may enter the pass
-        int32_t token;
-        int16_t parent, node;
-        uint8_t depth;
-        float score;
+    struct Asked {  // a node and the guesses for what follows it; a score of -infinity: none
+        Suffix suffix;
+        int32_t token[kMaxGuesses];
+        float score[kMaxGuesses];
     };
-    constexpr int kMaxOpen = kMaxNodes + kMaxNodes * kMaxGuesses;
-    Open open[kMaxOpen];
-    int n_open = 0;
-
+    TEAM_SHARED struct {
+        uint8_t open[kMaxNodes];  // the tree's nodes that may enter, best first
+        Asked at_open[kMaxNodes], at_slot[kMaxNodes];
+        Guess guess[8][kMaxGuesses];  // of each warp
+        int taken, n_slots;
+    } space;
     const bool first_pass = round.passes == 0;
-    const int first = first_pass ? 0 : round.n_slots;
-    const int chain = first_pass ? round.n_chain : 0;
-    int end = first + (first_pass ? chain - 1 + settings.draft_width : settings.draft_width);
+    const int root_slot = round.n_chain - 1, first = first_pass ? 0 : round.n_slots, begin = round.n_slots;
+    int end = begin + settings.draft_width - first_pass;  // the first pass holds the root
     end = end < first + kMaxNodes ? end : first + kMaxNodes;
     end = end < kMaxSlots ? end : kMaxSlots;
 
-    // Guesses for what follows a slot join the pool.
-    const auto guess_below = [&](int slot) {
-        if (ngram_nodes == 0 || round.depth[slot] >= round.max_evaluated_depth ||
-            round.depth[slot] + 1 >= round.max_depth)
-            return;
-        int32_t suffix[kMaxSuffix];
-        Guess guess[kMaxGuesses];
-        const int n_suffix = draft_suffix(round, slot, text, n_text, suffix);
-        const int n = ngram_guess(table, text, n_text, suffix, n_suffix, guess);
-        for (int i = 0; i < n && n_open < kMaxOpen; ++i)
-            if (guess[i].probability > 0)
-                open[n_open++] = {guess[i].token, int16_t(slot), -1, uint8_t(round.depth[slot] + 1),
-                                  round.score[slot] + log_positive(guess[i].probability)};
+    const uint64_t open = draft_open(round, tree);
+    const int n_open = count_bits(open);
+    for (int i = team_thread(); i < tree.n; i += team_threads())
+        if (open >> i & 1) space.open[count_bits(open & bits_below(i))] = uint8_t(i);
+    team_sync();
+
+    const auto put = [&](int slot, int32_t token, int parent, int node, int depth, float score) {
+        round.token[slot] = token;
+        round.parent[slot] = parent;
+        round.node[slot] = int16_t(node);
+        round.depth[slot] = uint8_t(depth);
+        round.score[slot] = score;
+    };
+    const auto put_open = [&](int slot, int k) {
+        const Node& node = tree.node[space.open[k]];
+        put(slot, node.token, tree.node[node.parent].slot, space.open[k], node.depth, node.score);
+    };
+    // By a warp: the guesses below a node whose suffix stands in asked.suffix.
+    const auto ask = [&](Asked& asked, int depth, float score) {
+        Guess* guess = space.guess[team_warp()];
+        int n = 0;
+        if (depth < round.max_evaluated_depth && depth + 1 < round.max_depth)
+            n = ngram_guess(table, text, n_text, asked.suffix, guess);
+        warp_sync();
+        for (int i = warp_lane(); i < kMaxGuesses; i += warp_lanes()) {
+            const bool hope = i < n && guess[i].probability > 0;
+            asked.token[i] = hope ? guess[i].token : -1;
+            asked.score[i] = hope ? score + log_positive(guess[i].probability) : -INFINITY;
+        }
+        warp_sync();
     };
 
-    if (first_pass) {
-        guess_below(round.n_chain - 1);
-    } else {
-        for (int i = 1; i < tree.n; ++i) {
-            const Node& node = tree.node[tree.order[i]];
-            if (node.slot < 0 && node.depth <= round.max_evaluated_depth && node.depth < round.max_depth)
-                open[n_open++] = {node.token, tree.node[node.parent].slot, tree.order[i], node.depth, node.score};
+    int taken = 0, n_slots = begin;  // of the open nodes; planned
+    if (ngram_nodes > 0) {
+        // What follows the open nodes, all at once.
+        const int n_asked = n_open < end - begin ? n_open : end - begin;
+        for (int k = team_thread(); k < n_asked; k += team_threads()) {
+            const Node& node = tree.node[space.open[k]];
+            space.at_open[k].suffix = draft_suffix(round, node.token, tree.node[node.parent].slot, text, n_text);
         }
+        if (first_pass && team_thread() == 0)
+            space.at_slot[root_slot].suffix = draft_suffix(round, text[n_text - 1], 0, text, n_text - 1);
+        for (int i = team_thread(); i < kMaxNodes * kMaxGuesses; i += team_threads())
+            space.at_slot[i / kMaxGuesses].score[i % kMaxGuesses] = -INFINITY;
+        team_sync();
+        for (int k = team_warp(); k < n_asked; k += team_warps()) {
+            const Node& node = tree.node[space.open[k]];
+            ask(space.at_open[k], node.depth, node.score);
+        }
+        team_sync();
+        // Then best first: each choice of a guess brings the guesses below it.
+        if (team_warp() == 0) {
+            if (first_pass) ask(space.at_slot[root_slot], 0, 0);
+            int left = ngram_nodes;
+            while (n_slots < end && left > 0) {
+                int best = -1;
+                float best_score = -INFINITY;
+                for (int i = warp_lane(); i < (n_slots - first) * kMaxGuesses; i += warp_lanes()) {
+                    const float score = space.at_slot[i / kMaxGuesses].score[i % kMaxGuesses];
+                    if (score > best_score) best = i, best_score = score;
+                }
+                best = warp_best(best_score, best);
+                if (best < 0 && taken == n_open) break;
+                const int slot = n_slots++;
+                Asked& below = space.at_slot[slot - first];
+                Asked& above = space.at_slot[best < 0 ? 0 : best / kMaxGuesses];
+                const int which = best % kMaxGuesses;
+                if (best < 0 || (taken < n_open && tree.node[space.open[taken]].score >= above.score[which])) {
+                    if (warp_lane() == 0) put_open(slot, taken);
+                    const Asked& asked = space.at_open[taken++];
+                    for (int i = warp_lane(); i < kMaxSuffix; i += warp_lanes())
+                        below.suffix.token[i] = asked.suffix.token[i];
+                    for (int i = warp_lane(); i < kMaxGuesses; i += warp_lanes()) {
+                        below.token[i] = asked.token[i];
+                        below.score[i] = asked.score[i];
+                    }
+                    warp_sync();
+                    continue;
+                }
+                const int parent = first + best / kMaxGuesses, depth = round.depth[parent] + 1;
+                const int32_t token = above.token[which];
+                const float score = above.score[which];
+                warp_sync();
+                if (warp_lane() == 0) {
+                    put(slot, token, parent, -1, depth, score);
+                    above.score[which] = -INFINITY;
+                }
+                for (int i = warp_lane(); i < kMaxSuffix; i += warp_lanes())
+                    below.suffix.token[i] = i == 0 ? token : above.suffix.token[i - 1];
+                warp_sync();
+                if (--left > 0 && n_slots < end) ask(below, depth, score);
+            }
+            if (warp_lane() == 0) {
+                space.taken = taken;
+                space.n_slots = n_slots;
+                round.guesses += ngram_nodes - left;
+            }
+        }
+        team_sync();
+        taken = space.taken;
+        n_slots = space.n_slots;
     }
-    while (round.n_slots < end) {
-        int best = -1;
-        for (int i = 0; i < n_open; ++i)
-            if ((open[i].node >= 0 || ngram_nodes > 0) && (best < 0 || open[i].score > open[best].score)) best = i;
-        if (best < 0) break;
-        const Open chosen = open[best];
-        open[best] = open[--n_open];
-        const int slot = round.n_slots++;
-        round.token[slot] = chosen.token;
-        round.parent[slot] = chosen.parent;
-        round.node[slot] = chosen.node;
-        round.depth[slot] = chosen.depth;
-        round.score[slot] = chosen.score;
-        if (chosen.node < 0) --ngram_nodes, ++round.guesses;
-        guess_below(slot);
+    // The rest of the pass: open nodes alone.
+    const int more = n_open - taken < end - n_slots ? n_open - taken : end - n_slots;
+    for (int k = team_thread(); k < more; k += team_threads()) put_open(n_slots + k, taken + k);
+    if (team_thread() == 0) {
+        round.n_slots = n_slots + (more > 0 ? more : 0);
+        ++round.passes;
     }
-    ++round.passes;
+    team_sync();
     return first;
 }
 
-// Takes in the proposals of the pass that covered slots first .. n_slots - 1 (round.child is filled from the root on)
-// and lets the tree grow through guesses that they confirm.
-HD inline void draft_absorb(DraftRound& round, Tree& tree, const TreeSettings& settings, int first) {
-    for (int slot = first; slot < round.n_slots; ++slot)
-        if (round.node[slot] >= 0) tree.node[round.node[slot]].slot = int16_t(slot);
-    for (int i = 0; i < tree.n; ++i) {
-        const int index = tree.order[i];
-        const Node node = tree.node[index];
-        if (node.slot < 0 || node.expanded) continue;
-        tree.node[index].expanded = true;
-        if (node.depth >= round.max_depth) continue;
-        for (int c = 0; c < settings.children; ++c) {
-            const Child& child = round.child[node.slot][c];
-            if (child.token < 0) break;
-            int guessed = -1;
-            for (int slot = first; slot < round.n_slots && guessed < 0; ++slot)
-                if (round.node[slot] < 0 && round.parent[slot] == node.slot && round.token[slot] == child.token &&
-                    slot >= round.n_chain)
-                    guessed = slot;
-            const Node added = {child.token,
-                                int16_t(index),
-                                int16_t(guessed),
-                                node.score + child.log_probability,
-                                uint8_t(node.depth + 1),
-                                false,
-                                guessed >= 0};
-            if (tree_insert(tree, added) >= 0 && guessed >= 0) ++round.confirmed;
+// Takes in the proposals of the pass that covered slots first .. n_slots - 1 and lets the tree grow, through guesses
+// that they confirm too. child: (kMaxSlots, kMaxChildren) by slot, read for those of the pass from the root on.
+HD inline void draft_absorb(DraftRound& round, Tree& tree, const TreeSettings& settings, int first,
+                            const Child* child) {
+    TEAM_SHARED struct {
+        bool in_tree[kMaxNodes];   // of the pass's nodes: they belong there
+        int8_t which[kMaxNodes];   // child of its parent that a guess is, -1: none
+        int16_t place[kMaxNodes];  // in the tree, or tree.n + index in `added`
+        float score[kMaxNodes];    // as the draft sees it
+        Node added[kMaxAdded];     // (n, children), most of them void
+        uint32_t confirmed;
+    } space;
+    const int root_slot = round.n_chain - 1, begin = first > root_slot ? first : root_slot;
+    const int n = round.n_slots - begin, width = settings.children;
+    const auto child_of = [&](int slot, int c) -> const Child& { return child[slot * kMaxChildren + c]; };
+    if (team_thread() == 0) space.confirmed = 0;
+    int deepest = 0;  // of this thread's guesses that the draft proposed
+    for (int i = team_thread(); i < n; i += team_threads()) {
+        const int slot = begin + i, node = round.node[slot];
+        int which = -1;
+        if (node >= 0) {
+            tree.node[node].slot = int16_t(slot);
+            space.place[i] = int16_t(node);
+            space.score[i] = tree.node[node].score;
+        } else {
+            for (int c = 0; c < width && child_of(round.parent[slot], c).token >= 0 && which < 0; ++c)
+                if (child_of(round.parent[slot], c).token == round.token[slot]) which = c;
+            if (which >= 0 && round.depth[slot] > deepest) deepest = round.depth[slot];
         }
-        // Children stand behind their parent, so the sweep over the order goes on to them.
+        space.in_tree[i] = node >= 0;
+        space.which[i] = int8_t(which);
     }
+    // A guess belongs to the tree if the draft proposed it and its parent belongs there: level by level.
+    for (int depth = 1; team_any(depth <= deepest); ++depth)
+        for (int i = team_thread(); i < n; i += team_threads()) {
+            if (space.which[i] < 0 || round.depth[begin + i] != depth) continue;
+            const int parent = round.parent[begin + i] - begin, which = space.which[i];
+            if (!space.in_tree[parent]) continue;
+            space.score[i] = space.score[parent] + child_of(begin + parent, which).log_probability;
+            space.place[i] = int16_t(tree.n + parent * width + which);
+            space.in_tree[i] = true;
+            team_add(space.confirmed, 1);
+        }
+    for (int i = team_thread(); i < n * width; i += team_threads()) {
+        const int parent = i / width, slot = begin + parent;
+        Node& node = space.added[i];
+        node.score = -INFINITY;
+        if (!space.in_tree[parent] || round.depth[slot] >= round.max_depth) continue;
+        bool proposed = true;
+        for (int c = 0; c <= i % width; ++c) proposed &= child_of(slot, c).token >= 0;
+        if (!proposed) continue;
+        const Child& proposal = child_of(slot, i % width);
+        node = {proposal.token,
+                space.place[parent],
+                -1,
+                space.score[parent] + proposal.log_probability,
+                uint8_t(round.depth[slot] + 1),
+                false};
+    }
+    team_sync();
+    for (int i = team_thread(); i < n; i += team_threads())
+        if (space.which[i] >= 0 && space.in_tree[i]) {
+            Node& node = space.added[space.place[i] - tree.n];
+            node.slot = int16_t(begin + i);
+            node.from_ngram = true;
+        }
+    team_sync();
+    tree_insert(tree, space.added, n * width);
+    if (team_thread() == 0) round.confirmed += int(space.confirmed);
+    team_sync();
 }
 
-// After acceptance: the slots whose keys and values the draft's cache takes over, in order of position. path: ranks in
-// the tree, from tree_accept. Returns their number.
+// After acceptance: the slots whose keys and values the draft's cache takes over, in order of position. path: nodes of
+// the tree, from tree_accept. Returns their number. By one thread.
 HD inline int draft_commit(const DraftRound& round, const Tree& tree, const int* path, int length,
-                           int32_t* slots /* (kMaxNodes + kMaxDepth) */) {
+                           int16_t* slots /* (kMaxNodes + kMaxDepth) */) {
     int n = 0;
-    for (; n < round.n_chain; ++n) slots[n] = n;
-    for (int i = 1; i < length && tree.node[tree.order[path[i]]].slot >= 0; ++i)
-        slots[n++] = tree.node[tree.order[path[i]]].slot;
+    for (; n < round.n_chain; ++n) slots[n] = int16_t(n);
+    for (int i = 1; i < length && tree.node[path[i]].slot >= 0; ++i) slots[n++] = tree.node[path[i]].slot;
     return n;
 }

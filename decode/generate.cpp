@@ -4,7 +4,7 @@
 #include <chrono>
 #include <memory>
 
-#include "decode/draft.h"
+#include "decode/round.h"
 #include "model/error.h"
 
 namespace {
@@ -23,9 +23,6 @@ private:
     std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-// The most committed tokens that a draft's first pass takes along; more are prefilled before.
-constexpr int kMaxChain = kMaxNodes / 2;
-
 // Runs committed tokens through a model whose cache holds the first `base`, and commits them. No logits.
 void prefill(Model& model, int base, std::span<const int32_t> tokens) {
     int32_t parent[kMaxNodes], slots[kMaxNodes];
@@ -37,6 +34,11 @@ void prefill(Model& model, int base, std::span<const int32_t> tokens) {
         base += n;
         done += n;
     }
+}
+
+void commit(Model& model, const CommitList& list) {
+    const std::vector<int32_t> slots(list.slot, list.slot + list.n);
+    model.commit(list.base, slots);
 }
 
 }  // namespace
@@ -81,97 +83,50 @@ Statistics generate(Model& target, Model* draft, const NgramView& table, const R
     }
     stats.prefill_ms = watch.lap();
 
-    auto round = std::make_unique<DraftRound>();
-    Tree tree;
-    bool going = true;
-    while (going && int(text.size()) < limit) {
-        const int root_position = int(text.size()) - 1;
-
-        // Draft: grow the tree as long as it pays. A node deeper than max_depth could not be emitted.
-        tree_start(tree, 1, text.back(), -1);
-        bool drafted = false;
-        if (draft && draft->config().n_positions > root_position) {
-            const int max_depth = std::min(request.tree.depth, limit - 2 - root_position);
-            if (root_position + 1 - draft_base > kMaxChain) {
-                prefill(*draft, draft_base, std::span(text).subspan(draft_base, root_position - draft_base));
-                draft_base = root_position;
-            }
-            draft_start(*round, tree, request.tree, draft_base, &text[draft_base], root_position + 1 - draft_base,
-                        max_depth, draft->config().n_positions - 1 - root_position);
-            while (draft_pays(*round, tree, request.tree)) {
-                watch.lap();
-                const int first = draft_plan(*round, tree, request.tree, table, text.data(), int(text.size()),
-                                             request.mode == Mode::staged ? request.tree.ngram_nodes : 0);
-                stats.ngram_ms += watch.lap();
-                const int n = round->n_slots - first;
-                if (n == 0) break;
-                drafted = true;
-                const int first_with_logits = std::max(first, round->n_chain - 1);
-                const int n_logits = round->n_slots - first_with_logits;
-                draft->forward({draft_base, first, n, round->token, round->parent, n_logits});
-                draft->propose(request.sampling, request.tree.tau, kMaxChildren,
-                               {round->child[first_with_logits], size_t(n_logits) * kMaxChildren});
-                stats.draft_passes += 1;
-                stats.draft_nodes += n;
-                stats.draft_ms += watch.lap();
-                draft_absorb(*round, tree, request.tree, first);
-            }
-            stats.ngram_guesses += round->guesses;
-            stats.ngram_confirmed += round->confirmed;
+    const auto owner = std::make_unique<RoundState>();
+    RoundState& state = *owner;
+    const DraftRound& round = state.draft;
+    const Tree& tree = state.tree;
+    const Generation generation = {.tree = request.tree,
+                                   .table = table,
+                                   .ngram_nodes = request.mode == Mode::staged ? request.tree.ngram_nodes : 0,
+                                   .limit = limit,
+                                   .draft_positions = draft ? draft->config().n_positions : 0,
+                                   .end_token = request.ignore_eos ? -1 : config.eos_token};
+    generation_start(state, n_prompt, draft_base, limit, stats.stop);
+    text.resize(limit);
+    std::vector<Child> child(kMaxSlots * kMaxChildren);
+    while (state.going) {
+        round_start(state, generation, text.data());
+        while (round_plan(state, generation, text.data())) {
+            stats.ngram_ms += watch.lap();
+            const int first_with_logits = round_first_with_logits(state);
+            const int n_logits = round.n_slots - first_with_logits;
+            draft->forward({round.base, state.first, round.n_slots - state.first, round.token, round.parent, n_logits});
+            draft->propose(request.sampling, request.tree.tau, kMaxChildren,
+                           {&child[first_with_logits * kMaxChildren], size_t(n_logits) * kMaxChildren});
+            stats.draft_ms += watch.lap();
+            draft_absorb(state.draft, state.tree, request.tree, state.first, child.data());
         }
+        stats.ngram_ms += watch.lap();
 
-        // Verify: one target pass over the tree, the walk along its choices, commit.
-        watch.lap();
-        int32_t token[kMaxNodes], parent[kMaxNodes], chosen[kMaxNodes], slots[kMaxNodes + kMaxDepth];
-        int path[kMaxDepth + 1];
-        tree_to_pass(tree, token, parent);
-        target.forward({root_position, 0, tree.n, token, parent, tree.n});
+        int32_t token[kMaxNodes], parent[kMaxNodes], chosen[kMaxNodes];
+        for (int i = 0; i < tree.n; ++i) token[i] = tree.node[i].token, parent[i] = tree.node[i].parent;
+        target.forward({state.n_text - 1, 0, tree.n, token, parent, tree.n});
         target.choose(request.sampling, {chosen, size_t(tree.n)});
-        const int length = tree_accept(tree, chosen, path);
-        for (int i = 0; i < length; ++i) slots[i] = path[i];
-        target.commit(root_position, {slots, size_t(length)});
-        if (drafted) {
-            const int n = draft_commit(*round, tree, path, length, slots);
-            draft->commit(draft_base, {slots, size_t(n)});
-            draft_base += n;
-        }
         stats.target_ms += watch.lap();
-
-        // Emit what was accepted and the token that the target chose after it.
-        Emitted emitted[kMaxDepth + 1];
-        int n_emitted = 0, deepest = 0;
-        for (int i = 0; i < length; ++i) {
-            const bool accepted = i + 1 < length;
-            const Origin origin = !accepted                                       ? Origin::target
-                                  : tree.node[tree.order[path[i + 1]]].from_ngram ? Origin::ngram
-                                                                                  : Origin::draft;
-            emitted[n_emitted++] = {chosen[path[i]], origin};
+        round_accept(state, generation, text.data(), chosen);
+        commit(target, state.target_commit);
+        if (state.draft_commit.n > 0) commit(*draft, state.draft_commit);
+        stats.ngram_ms += watch.lap();
+        if (state.n_emitted > 0 && !emit({state.emitted, size_t(state.n_emitted)})) {
+            state.stop = StopReason::caller;
+            state.going = false;
         }
-        for (int i = 0; i < tree.n; ++i) deepest = std::max<int>(deepest, tree.node[i].depth);
-        stats.rounds += 1;
-        stats.target_nodes += tree.n;
-        stats.proposed += tree.n - 1;
-        stats.accepted += length - 1;
-        for (int d = 1; d <= deepest; ++d) stats.proposed_by_depth[d] += 1;
-        for (int d = 1; d < length; ++d) stats.accepted_by_depth[d] += 1;
-
-        n_emitted = std::min(n_emitted, limit - int(text.size()));
-        for (int i = 0; i < n_emitted; ++i)
-            if (emitted[i].token == config.eos_token && !request.ignore_eos) {
-                n_emitted = i;
-                stats.stop = StopReason::eos;
-                going = false;
-            }
-        for (int i = 0; i < n_emitted; ++i) {
-            text.push_back(emitted[i].token);
-            stats.by_origin[int(emitted[i].origin)] += 1;
-        }
-        stats.emitted += n_emitted;
-        if (n_emitted > 0 && !emit({emitted, size_t(n_emitted)})) {
-            stats.stop = StopReason::caller;
-            going = false;
-        }
+        watch.lap();
     }
+    static_cast<Counters&>(stats) = state.counters;
+    stats.stop = state.stop;
     stats.total_ms = total.lap();
     return stats;
 }

@@ -2,12 +2,14 @@
 //
 // A node is a token that may follow its parent; the root is the last committed token. A node's score is the sum of its
 // path's log-probabilities as the draft sees them. The tree is always the best-scored `capacity` nodes of all that were
-// inserted: scores fall along a path, so it is closed under parents without further care.
+// inserted: scores never rise along a path, so it is closed under parents without further care.
+//
+// The functions are a team's (decode/team.h).
 #pragma once
 
 #include <cstdint>
 
-#include "model/host_device.h"
+#include "decode/team.h"
 
 constexpr int kMaxNodes = 64;    // nodes of one pass and of a tree, the root included
 constexpr int kMaxDepth = 16;    // levels below the root
@@ -32,61 +34,85 @@ struct Node {
     int16_t slot;     // of the draft that holds its keys and values, -1: not evaluated
     float score;      // log-probability of the path, 0 at the root
     uint8_t depth;    // 0 at the root
-    bool expanded;    // its children have been inserted
     bool from_ngram;  // the n-gram guessed it before the draft proposed it
 };
 
 struct Tree {
-    int n;         // nodes in the tree
-    int capacity;  // 1 to kMaxNodes
-    Node node[kMaxNodes];
-    uint8_t order[kMaxNodes];  // (n) node indices, best score first; a parent stands before its children
+    int n;                 // nodes in the tree
+    int capacity;          // 1 to kMaxNodes
+    Node node[kMaxNodes];  // (n) best score first; a parent stands before its children
 };
 
-HD inline void tree_start(Tree& tree, int capacity, int32_t root_token, int root_slot) {
-    tree.n = 1;
-    tree.capacity = capacity;
-    tree.node[0] = {root_token, -1, int16_t(root_slot), 0, 0, false, false};
-    tree.order[0] = 0;
-}
-
-// Inserts a node, dropping the worst one of a full tree; returns its index, or -1 if it is itself the worst. The worst
-// is a leaf: its descendants would stand behind it. Equal scores keep the order in which they came.
-HD inline int tree_insert(Tree& tree, const Node& node) {
-    if (!(node.score > -1e30f)) return -1;  // nothing to hope for; NaN too
-    int index = tree.n;
-    if (tree.n == tree.capacity) {
-        index = tree.order[tree.n - 1];
-        if (tree.node[index].score >= node.score || index == node.parent) return -1;
-        --tree.n;
+HD inline void tree_start(Tree& tree, int capacity, int32_t root_token) {
+    if (team_thread() == 0) {
+        tree.n = 1;
+        tree.capacity = capacity;
+        tree.node[0] = {root_token, -1, -1, 0, 0, false};
     }
-    int at = tree.n++;
-    for (; tree.node[tree.order[at - 1]].score < node.score; --at) tree.order[at] = tree.order[at - 1];
-    tree.order[at] = uint8_t(index);
-    tree.node[index] = node;
-    return index;
+    team_sync();
 }
 
-// The tree as a pass sees it: token and parent by rank, the root first.
-HD inline void tree_to_pass(const Tree& tree, int32_t* token /* (n) */, int32_t* parent /* (n) */) {
-    int rank[kMaxNodes];
-    for (int i = 0; i < tree.n; ++i) {
-        const Node& node = tree.node[tree.order[i]];
-        rank[tree.order[i]] = i;
-        token[i] = node.token;
-        parent[i] = node.parent < 0 ? -1 : rank[node.parent];
+constexpr int kMaxAdded = kMaxNodes * kMaxChildren;
+constexpr float kHopeless = -1e30f;  // scores that are not above it count as no node
+
+// Inserts added[0..n_added) and keeps the best `capacity` nodes; equal scores keep the order in which they came. Their
+// parents are indices in the tree, or tree.n + the index of an added node that stands before them; no score is above
+// its parent's.
+HD inline void tree_insert(Tree& tree, const Node* added /* (n_added <= kMaxAdded) */, int n_added) {
+    TEAM_SHARED struct {
+        Node old[kMaxNodes];
+        float score[kMaxAdded];  // of the added nodes that may enter
+        int16_t index[kMaxAdded];
+        uint32_t n;
+        int16_t rank[kMaxNodes + kMaxAdded];  // that the old nodes, then the added ones get
+    } space;
+    const int n_old = tree.n, capacity = tree.capacity;
+    const float worst = n_old == capacity ? tree.node[n_old - 1].score : kHopeless;
+    if (team_thread() == 0) space.n = 0;
+    for (int i = team_thread(); i < n_old; i += team_threads()) space.old[i] = tree.node[i];
+    team_sync();
+    for (int i = team_thread(); i < n_added; i += team_threads())
+        if (added[i].score > worst) {
+            const uint32_t at = team_add(space.n, 1);  // in any order: ranks don't depend on it
+            space.score[at] = added[i].score;
+            space.index[at] = int16_t(i);
+        }
+    team_sync();
+    const int n = int(space.n);
+    for (int i = team_thread(); i < n_old; i += team_threads()) {
+        int rank = i;
+        for (int j = 0; j < n; ++j) rank += space.score[j] > space.old[i].score;
+        space.rank[i] = int16_t(rank);
     }
+    for (int i = team_thread(); i < n; i += team_threads()) {
+        const float score = space.score[i];
+        const int index = space.index[i];
+        int rank = 0;
+        for (int j = 0; j < n_old; ++j) rank += space.old[j].score >= score;
+        for (int j = 0; j < n; ++j)
+            rank += space.score[j] > score || (space.score[j] == score && space.index[j] < index);
+        space.rank[n_old + index] = int16_t(rank);
+    }
+    team_sync();
+    const auto place = [&](Node node, int rank) {
+        if (rank >= capacity) return;
+        if (node.parent >= 0) node.parent = space.rank[node.parent];
+        tree.node[rank] = node;
+    };
+    for (int i = team_thread(); i < n_old; i += team_threads()) place(space.old[i], space.rank[i]);
+    for (int i = team_thread(); i < n; i += team_threads())
+        place(added[space.index[i]], space.rank[n_old + space.index[i]]);
+    if (team_thread() == 0) tree.n = n_old + n < capacity ? n_old + n : capacity;
+    team_sync();
 }
 
-// Walks from the root along the tokens that the target chose (by rank); path receives the ranks of the accepted nodes,
-// the root's included, and the length is returned: 1 to kMaxDepth + 1. chosen[path[length - 1]] is the token that no
-// node guessed: it is emitted too and becomes the next root.
+// Walks from the root along the tokens that the target chose; path receives the accepted nodes, the root included, and
+// the length is returned: 1 to kMaxDepth + 1. chosen[path[length - 1]] is the token that no node guessed: it is
+// emitted too and becomes the next root. By one thread.
 HD inline int tree_accept(const Tree& tree, const int32_t* chosen /* (n) */, int* path /* (kMaxDepth + 1) */) {
     int length = 1, at = 0;
     path[0] = 0;
-    for (int i = 1; i < tree.n; ++i) {  // a child stands behind its parent, so one sweep finds the path
-        const Node& node = tree.node[tree.order[i]];
-        if (node.parent == tree.order[at] && node.token == chosen[at]) path[length++] = at = i;
-    }
+    for (int i = 1; i < tree.n; ++i)  // a child stands behind its parent, so one sweep finds the path
+        if (tree.node[i].parent == at && tree.node[i].token == chosen[at]) path[length++] = at = i;
     return length;
 }

@@ -14,36 +14,44 @@ TEST_CASE("the tree is the best nodes of all that were inserted") {
     for (int round = 0; round < 300; ++round) {
         Tree tree;
         const int capacity = 1 + int(generator() % kMaxNodes);
-        tree_start(tree, capacity, 1000, -1);
-        std::vector<float> scores = {0};  // of everything that was offered
-        for (int i = 0; i < 200; ++i) {
-            const int parent = tree.order[generator() % tree.n];
-            const float score = tree.node[parent].score - float(generator() % 1000 + 1) / 500;
-            tree_insert(tree, {i, int16_t(parent), -1, score, uint8_t(tree.node[parent].depth + 1), false, false});
-            scores.push_back(score);
+        tree_start(tree, capacity, 1000);
+        std::vector<Node> offered = {tree.node[0]};  // by token, its parent a token
+        while (offered.size() < 201) {
+            // Some at once, below nodes of the tree and below each other; many scores are equal.
+            std::vector<Node> added;
+            for (const size_t n = std::min<size_t>(1 + generator() % 40, 201 - offered.size()); added.size() < n;) {
+                const int parent = int(generator() % (tree.n + added.size()));
+                const Node above = parent < tree.n ? tree.node[parent] : added[parent - tree.n];
+                added.push_back({int32_t(offered.size()), int16_t(parent), -1,
+                                 above.score - float(generator() % 20) / 10, uint8_t(above.depth + 1), false});
+                offered.push_back(added.back());
+                offered.back().parent = int16_t(above.token);
+            }
+            tree_insert(tree, added.data(), int(added.size()));
         }
-        std::sort(scores.rbegin(), scores.rend());
+        // The order in which nodes came is that of their tokens.
+        std::stable_sort(offered.begin(), offered.end(),
+                         [](const Node& a, const Node& b) { return a.score > b.score; });
         REQUIRE(tree.n == std::min<int>(capacity, 201));
-        std::vector<int> rank(kMaxNodes, -1);
         for (int i = 0; i < tree.n; ++i) {
-            const Node& node = tree.node[tree.order[i]];
-            CHECK(node.score == scores[i]);
-            if (i > 0) CHECK(rank[node.parent] >= 0);  // stands before its child
-            rank[tree.order[i]] = i;
+            CHECK(tree.node[i].score == offered[i].score);
+            CHECK(tree.node[i].token == offered[i].token);
+            if (i == 0) continue;
+            REQUIRE(tree.node[i].parent < i);
+            CHECK(tree.node[tree.node[i].parent].token == offered[i].parent);
         }
     }
 }
 
 TEST_CASE("acceptance walks along the choices and stops at the first that no child holds") {
     Tree tree;
-    tree_start(tree, 8, 5, -1);
-    const int a = tree_insert(tree, {6, 0, -1, -1.0f, 1, false, false});
-    const int b = tree_insert(tree, {7, 0, -1, -0.5f, 1, false, false});
-    const int c = tree_insert(tree, {8, int16_t(a), -1, -1.5f, 2, false, false});
+    tree_start(tree, 8, 5);
+    const Node added[] = {{6, 0, -1, -1.0f, 1, false}, {7, 0, -1, -0.5f, 1, false}, {8, 1, -1, -1.5f, 2, false}};
+    tree_insert(tree, added, 3);
     REQUIRE(tree.n == 4);
-    CHECK(tree.order[1] == b);
-    CHECK(tree.order[2] == a);
-    CHECK(tree.order[3] == c);
+    CHECK(tree.node[1].token == 7);
+    CHECK(tree.node[2].token == 6);
+    CHECK(tree.node[3].token == 8);
     int path[kMaxDepth + 1];
     const int32_t to_c[] = {6, 1, 8, 9}, to_b[] = {7, 8, 8, 9}, nowhere[] = {9, 1, 8, 9};
     CHECK(tree_accept(tree, to_c, path) == 3);
@@ -71,6 +79,7 @@ TEST_CASE("growing with any proposals keeps slots, depths and parents in range")
         const int chain = 1 + int(generator() % 8);
         DraftRound round;
         Tree tree;
+        std::vector<Child> child(kMaxSlots * kMaxChildren);
         draft_start(round, tree, settings, 40 - chain, &text[40 - chain], chain, max_depth, max_evaluated);
         while (draft_pays(round, tree, settings)) {
             const int first = draft_plan(round, tree, settings, table.view(), text.data(), 40, settings.ngram_nodes);
@@ -83,12 +92,13 @@ TEST_CASE("growing with any proposals keeps slots, depths and parents in range")
                 float left = 0;
                 for (int c = 0; c < kMaxChildren; ++c) {  // random children, sometimes few, of any score
                     left -= float(generator() % 100) / 30;
-                    round.child[s][c] = {generator() % 9 ? int32_t((s * 7 + c * 3 + generator() % 3) % 30) : -1, left};
+                    child[s * kMaxChildren + c] = {
+                        generator() % 9 ? int32_t((s * 7 + c * 3 + generator() % 3) % 30) : -1, left};
                 }
             }
-            draft_absorb(round, tree, settings, first);
+            draft_absorb(round, tree, settings, first, child.data());
             for (int i = 0; i < tree.n; ++i) {
-                const Node& node = tree.node[tree.order[i]];
+                const Node& node = tree.node[i];
                 CHECK(int(node.depth) <= max_depth);
                 if (i == 0) continue;
                 const Node& parent = tree.node[node.parent];
@@ -109,18 +119,19 @@ TEST_CASE("the n-gram guesses the longest earlier suffix first, then the table")
     Guess guess[kMaxGuesses];
     //                     0  1  2  3  4  5  6  7  8  9
     const int32_t text[] = {1, 2, 3, 9, 2, 3, 7, 1, 2, 3};
-    REQUIRE(ngram_guess(none, text, 10, text + 2, 8, guess) == 1);
+    const Suffix all = {{3, 2, 1, 7, 3, 2, 9, 3}};
+    REQUIRE(ngram_guess(none, text, 10, all, guess) == 1);
     CHECK(guess[0].token == 9);  // 1 2 3 stood before 9; 2 3 alone, later, before 7
     const float longer = guess[0].probability;
-    REQUIRE(ngram_guess(none, text, 7, text + 4, 2, guess) == 1);  // ends in 3 7? no: suffix 2 3
+    REQUIRE(ngram_guess(none, text, 7, {{3, 2, -1, -1, -1, -1, -1, -1}}, guess) == 1);
     CHECK(guess[0].token == 7);
     CHECK(guess[0].probability < longer);
-    CHECK(ngram_guess(none, text, 4, text + 3, 1, guess) == 0);  // a single token is no suffix
+    CHECK(ngram_guess(none, text, 4, {{3, -1, -1, -1, -1, -1, -1, -1}}, guess) == 0);  // a single token is no suffix
 
     RandomTable table = make_random_table(10, 3);
     table.bigram[3] = {{0, 0}, {9, 4, kNoToken, kNoToken}, {40000, 20000, 0, 0}};
     for (NgramEntry& entry : table.trigram) entry.token[0] = kNoToken;
-    REQUIRE(ngram_guess(table.view(), text, 10, text + 2, 8, guess) == 2);
+    REQUIRE(ngram_guess(table.view(), text, 10, all, guess) == 2);
     CHECK(guess[0].token == 9);
     CHECK(guess[1].token == 4);  // the table's 9 is not repeated
     CHECK(guess[1].probability == doctest::Approx((1 - guess[0].probability) * 20000 / 65535));

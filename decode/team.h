@@ -1,0 +1,92 @@
+// The threads that run one function together. On the CPU that is the caller alone; on the GPU it is a block, whose
+// warps of 32 lanes may also work apart. All of them call a team's function with the same arguments, share what is
+// marked TEAM_SHARED, and get the same result. Work is dealt by index and whatever is summed is an integer, so results
+// are the same for every size of team.
+//
+//     for (int i = team_thread(); i < n; i += team_threads()) ...;    team_sync();
+#pragma once
+
+#include <cstdint>
+
+#include "decode/philox.h"
+#include "model/host_device.h"
+
+#ifdef __CUDA_ARCH__
+#define TEAM_SHARED __shared__
+#define UNROLL _Pragma("unroll")  // so that an array stays in registers
+#define ON_GPU(gpu, cpu) gpu
+#else
+#define TEAM_SHARED
+#define UNROLL
+#define ON_GPU(gpu, cpu) cpu
+#endif
+
+HD inline int team_thread() {
+    return ON_GPU(threadIdx.x, 0);
+}
+HD inline int team_threads() {
+    return ON_GPU(blockDim.x, 1);
+}
+HD inline void team_sync() {
+    ON_GPU(__syncthreads(), (void)0);
+}
+// Whether any thread says so.
+HD inline bool team_any(bool mine) {
+    return ON_GPU(__syncthreads_or(mine), mine);
+}
+// Adds to a shared number, returns what it was before.
+HD inline uint32_t team_add(uint32_t& number, uint32_t value) {
+    return ON_GPU(atomicAdd(&number, value), (number += value) - value);
+}
+
+HD inline int count_bits(uint64_t bits) {
+    return ON_GPU(__popcll(bits), __builtin_popcountll(bits));
+}
+// Bits below bit i, 0 <= i < 64.
+HD inline uint64_t bits_below(int i) {
+    return (uint64_t(1) << i) - 1;
+}
+// Bit i says whether predicate(i), 0 <= i < n <= 64.
+template <class Predicate>
+HD inline uint64_t team_mask(int n, const Predicate& predicate) {
+    TEAM_SHARED unsigned long long mask;
+    team_sync();  // the last mask has been read
+    if (team_thread() == 0) mask = 0;
+    team_sync();
+    for (int i = team_thread(); i < n; i += team_threads())
+        if (predicate(i)) ON_GPU(atomicOr(&mask, 1ull << i), mask |= 1ull << i);
+    team_sync();
+    return mask;
+}
+
+// A warp of the team.
+HD inline int team_warp() {
+    return ON_GPU(threadIdx.x / 32, 0);
+}
+HD inline int team_warps() {
+    return ON_GPU(blockDim.x / 32, 1);
+}
+HD inline int warp_lane() {
+    return ON_GPU(threadIdx.x % 32, 0);
+}
+HD inline int warp_lanes() {
+    return ON_GPU(32, 1);
+}
+HD inline void warp_sync() {
+    ON_GPU(__syncwarp(), (void)0);
+}
+HD inline uint32_t warp_max(uint32_t value) {
+    return ON_GPU(__reduce_max_sync(~0u, value), value);
+}
+// Of the lanes' (score, index) the index with the best score, the lowest of equal ones. index -1: none.
+HD inline int warp_best(float score, int index) {
+#ifdef __CUDA_ARCH__
+    const uint32_t bits = score == 0 ? 0 : float_to_bits(score);
+    const uint32_t key = index < 0 ? 0 : bits >> 31 ? ~bits : bits | 0x80000000u;  // ascends with the score
+    const uint32_t best = __reduce_max_sync(~0u, key);
+    return int(__reduce_min_sync(~0u, key == best ? uint32_t(index) : ~0u));
+#else
+    (void)score;
+    return index;
+#endif
+}
