@@ -117,12 +117,12 @@ struct Total {
         for (const Measured& result : results) {
             const Statistics& one = result.by_mode[mode_index];
             for (const auto time : kTimes) stats.*time += one.*time;
-            for (const auto count :
-                 {&Statistics::prompt_tokens, &Statistics::emitted, &Statistics::rounds, &Statistics::target_nodes,
-                  &Statistics::draft_passes, &Statistics::draft_nodes, &Statistics::ngram_guesses,
-                  &Statistics::ngram_confirmed, &Statistics::proposed, &Statistics::accepted})
+            for (int Statistics::*const count : std::initializer_list<int Statistics::*>{
+                     &Statistics::prompt_tokens, &Statistics::emitted, &Statistics::rounds, &Statistics::target_nodes,
+                     &Statistics::draft_passes, &Statistics::draft_nodes, &Statistics::ngram_guesses,
+                     &Statistics::ngram_confirmed, &Statistics::proposed, &Statistics::accepted})
                 stats.*count += one.*count;
-            for (size_t i = 0; i < one.by_origin.size(); ++i) stats.by_origin[i] += one.by_origin[i];
+            for (size_t i = 0; i < std::size(one.by_origin); ++i) stats.by_origin[i] += one.by_origin[i];
             for (int d = 0; d <= kMaxDepth; ++d) {
                 stats.proposed_by_depth[d] += one.proposed_by_depth[d];
                 stats.accepted_by_depth[d] += one.accepted_by_depth[d];

@@ -43,13 +43,13 @@ HD inline void draft_start(DraftRound& round, Tree& tree, const TreeSettings& se
         round.max_depth = max_depth;
         round.max_evaluated_depth = max_evaluated_depth;
     }
-    for (int i = team_thread(); i < n_chain; i += team_threads()) {
+    team_for(n_chain, [&](int i) {
         round.token[i] = pending[i];
         round.parent[i] = i - 1;
         round.node[i] = i == n_chain - 1 ? 0 : -1;
         round.depth[i] = 0;
         round.score[i] = 0;
-    }
+    });
     tree_start(tree, settings.nodes, pending[n_chain - 1]);
 }
 
@@ -71,16 +71,17 @@ HD inline bool draft_pays(const DraftRound& round, const Tree& tree, const TreeS
     const uint64_t open = draft_open(round, tree);
     if (team_thread() == 0) yield = 1 << 24, gain = 0;
     team_sync();
-    for (int i = 1 + team_thread(); i < tree.n; i += team_threads()) {
+    team_for(tree.n, [&](int i) {
+        if (i == 0) return;
         const float probability = exp_negative(tree.node[i].score);
         team_add(yield, uint32_t(probability * 0x1p24f));
         const int taken = count_bits(open & bits_below(i));  // before this one
-        if (!(open >> i & 1) || taken >= settings.draft_width) continue;
+        if (!(open >> i & 1) || taken >= settings.draft_width) return;
         const int pushed_out = taken - (tree.capacity - tree.n);  // of the worst nodes, by those before this one
         float added = 0.7f * probability;
         if (pushed_out >= 0) added -= exp_negative(tree.node[tree.n - 1 - pushed_out].score);
         if (added > 0) team_add(gain, uint32_t(added * 0x1p24f));
-    }
+    });
     team_sync();
     const bool pays =
         float(gain) * (1 + float(round.passes) * settings.draft_cost) > float(yield) * settings.draft_cost;
@@ -125,14 +126,14 @@ HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings
     } space;
     const bool first_pass = round.passes == 0;
     const int root_slot = round.n_chain - 1, first = first_pass ? 0 : round.n_slots, begin = round.n_slots;
-    int end = begin + settings.draft_width - first_pass;  // the first pass holds the root
-    end = end < first + kMaxNodes ? end : first + kMaxNodes;
+    int end = first + settings.draft_width;  // of the pass; the first one holds the chain too
     end = end < kMaxSlots ? end : kMaxSlots;
 
     const uint64_t open = draft_open(round, tree);
     const int n_open = count_bits(open);
-    for (int i = team_thread(); i < tree.n; i += team_threads())
+    team_for(tree.n, [&](int i) {
         if (open >> i & 1) space.open[count_bits(open & bits_below(i))] = uint8_t(i);
+    });
     team_sync();
 
     const auto put = [&](int slot, int32_t token, int parent, int node, int depth, float score) {
@@ -153,11 +154,11 @@ HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings
         if (depth < round.max_evaluated_depth && depth + 1 < round.max_depth)
             n = ngram_guess(table, text, n_text, asked.suffix, guess);
         warp_sync();
-        for (int i = warp_lane(); i < kMaxGuesses; i += warp_lanes()) {
+        warp_for(kMaxGuesses, [&](int i) {
             const bool hope = i < n && guess[i].probability > 0;
             asked.token[i] = hope ? guess[i].token : -1;
             asked.score[i] = hope ? score + log_positive(guess[i].probability) : -INFINITY;
-        }
+        });
         warp_sync();
     };
 
@@ -165,14 +166,14 @@ HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings
     if (ngram_nodes > 0) {
         // What follows the open nodes, all at once.
         const int n_asked = n_open < end - begin ? n_open : end - begin;
-        for (int k = team_thread(); k < n_asked; k += team_threads()) {
+        team_for(n_asked, [&](int k) {
             const Node& node = tree.node[space.open[k]];
             space.at_open[k].suffix = draft_suffix(round, node.token, tree.node[node.parent].slot, text, n_text);
-        }
+        });
         if (first_pass && team_thread() == 0)
             space.at_slot[root_slot].suffix = draft_suffix(round, text[n_text - 1], 0, text, n_text - 1);
-        for (int i = team_thread(); i < kMaxNodes * kMaxGuesses; i += team_threads())
-            space.at_slot[i / kMaxGuesses].score[i % kMaxGuesses] = -INFINITY;
+        team_for(kMaxNodes * kMaxGuesses,
+                 [&](int i) { space.at_slot[i / kMaxGuesses].score[i % kMaxGuesses] = -INFINITY; });
         team_sync();
         for (int k = team_warp(); k < n_asked; k += team_warps()) {
             const Node& node = tree.node[space.open[k]];
@@ -186,10 +187,10 @@ HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings
             while (n_slots < end && left > 0) {
                 int best = -1;
                 float best_score = -INFINITY;
-                for (int i = warp_lane(); i < (n_slots - first) * kMaxGuesses; i += warp_lanes()) {
+                warp_for((n_slots - first) * kMaxGuesses, [&](int i) {
                     const float score = space.at_slot[i / kMaxGuesses].score[i % kMaxGuesses];
                     if (score > best_score) best = i, best_score = score;
-                }
+                });
                 best = warp_best(best_score, best);
                 if (best < 0 && taken == n_open) break;
                 const int slot = n_slots++;
@@ -199,12 +200,11 @@ HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings
                 if (best < 0 || (taken < n_open && tree.node[space.open[taken]].score >= above.score[which])) {
                     if (warp_lane() == 0) put_open(slot, taken);
                     const Asked& asked = space.at_open[taken++];
-                    for (int i = warp_lane(); i < kMaxSuffix; i += warp_lanes())
-                        below.suffix.token[i] = asked.suffix.token[i];
-                    for (int i = warp_lane(); i < kMaxGuesses; i += warp_lanes()) {
+                    warp_for(kMaxSuffix, [&](int i) { below.suffix.token[i] = asked.suffix.token[i]; });
+                    warp_for(kMaxGuesses, [&](int i) {
                         below.token[i] = asked.token[i];
                         below.score[i] = asked.score[i];
-                    }
+                    });
                     warp_sync();
                     continue;
                 }
@@ -216,8 +216,8 @@ HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings
                     put(slot, token, parent, -1, depth, score);
                     above.score[which] = -INFINITY;
                 }
-                for (int i = warp_lane(); i < kMaxSuffix; i += warp_lanes())
-                    below.suffix.token[i] = i == 0 ? token : above.suffix.token[i - 1];
+                warp_for(kMaxSuffix,
+                         [&](int i) { below.suffix.token[i] = i == 0 ? token : above.suffix.token[i - 1]; });
                 warp_sync();
                 if (--left > 0 && n_slots < end) ask(below, depth, score);
             }
@@ -233,7 +233,7 @@ HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings
     }
     // The rest of the pass: open nodes alone.
     const int more = n_open - taken < end - n_slots ? n_open - taken : end - n_slots;
-    for (int k = team_thread(); k < more; k += team_threads()) put_open(n_slots + k, taken + k);
+    team_for(more, [&](int k) { put_open(n_slots + k, taken + k); });
     if (team_thread() == 0) {
         round.n_slots = n_slots + (more > 0 ? more : 0);
         ++round.passes;
@@ -243,7 +243,7 @@ HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings
 }
 
 // Takes in the proposals of the pass that covered slots first .. n_slots - 1 and lets the tree grow, through guesses
-// that they confirm too. child: (kMaxSlots, kMaxChildren) by slot, read for those of the pass from the root on.
+// that they confirm too. child: (n, kMaxChildren), the proposals for its slots from the root on.
 HD inline void draft_absorb(DraftRound& round, Tree& tree, const TreeSettings& settings, int first,
                             const Child* child) {
     TEAM_SHARED struct {
@@ -256,10 +256,10 @@ HD inline void draft_absorb(DraftRound& round, Tree& tree, const TreeSettings& s
     } space;
     const int root_slot = round.n_chain - 1, begin = first > root_slot ? first : root_slot;
     const int n = round.n_slots - begin, width = settings.children;
-    const auto child_of = [&](int slot, int c) -> const Child& { return child[slot * kMaxChildren + c]; };
+    const auto child_of = [&](int slot, int c) -> const Child& { return child[(slot - begin) * kMaxChildren + c]; };
     if (team_thread() == 0) space.confirmed = 0;
     int deepest = 0;  // of this thread's guesses that the draft proposed
-    for (int i = team_thread(); i < n; i += team_threads()) {
+    team_for(n, [&](int i) {
         const int slot = begin + i, node = round.node[slot];
         int which = -1;
         if (node >= 0) {
@@ -273,26 +273,26 @@ HD inline void draft_absorb(DraftRound& round, Tree& tree, const TreeSettings& s
         }
         space.in_tree[i] = node >= 0;
         space.which[i] = int8_t(which);
-    }
+    });
     // A guess belongs to the tree if the draft proposed it and its parent belongs there: level by level.
     for (int depth = 1; team_any(depth <= deepest); ++depth)
-        for (int i = team_thread(); i < n; i += team_threads()) {
-            if (space.which[i] < 0 || round.depth[begin + i] != depth) continue;
+        team_for(n, [&](int i) {
+            if (space.which[i] < 0 || round.depth[begin + i] != depth) return;
             const int parent = round.parent[begin + i] - begin, which = space.which[i];
-            if (!space.in_tree[parent]) continue;
+            if (!space.in_tree[parent]) return;
             space.score[i] = space.score[parent] + child_of(begin + parent, which).log_probability;
             space.place[i] = int16_t(tree.n + parent * width + which);
             space.in_tree[i] = true;
-            team_add(space.confirmed, 1);
-        }
-    for (int i = team_thread(); i < n * width; i += team_threads()) {
+            team_add(space.confirmed, 1u);
+        });
+    team_for(n * width, [&](int i) {
         const int parent = i / width, slot = begin + parent;
         Node& node = space.added[i];
         node.score = -INFINITY;
-        if (!space.in_tree[parent] || round.depth[slot] >= round.max_depth) continue;
+        if (!space.in_tree[parent] || round.depth[slot] >= round.max_depth) return;
         bool proposed = true;
         for (int c = 0; c <= i % width; ++c) proposed &= child_of(slot, c).token >= 0;
-        if (!proposed) continue;
+        if (!proposed) return;
         const Child& proposal = child_of(slot, i % width);
         node = {proposal.token,
                 space.place[parent],
@@ -300,14 +300,15 @@ HD inline void draft_absorb(DraftRound& round, Tree& tree, const TreeSettings& s
                 space.score[parent] + proposal.log_probability,
                 uint8_t(round.depth[slot] + 1),
                 false};
-    }
+    });
     team_sync();
-    for (int i = team_thread(); i < n; i += team_threads())
+    team_for(n, [&](int i) {
         if (space.which[i] >= 0 && space.in_tree[i]) {
             Node& node = space.added[space.place[i] - tree.n];
             node.slot = int16_t(begin + i);
             node.from_ngram = true;
         }
+    });
     team_sync();
     tree_insert(tree, space.added, n * width);
     if (team_thread() == 0) round.confirmed += int(space.confirmed);
@@ -317,9 +318,9 @@ HD inline void draft_absorb(DraftRound& round, Tree& tree, const TreeSettings& s
 // After acceptance: the slots whose keys and values the draft's cache takes over, in order of position. path: nodes of
 // the tree, from tree_accept. Returns their number. By one thread.
 HD inline int draft_commit(const DraftRound& round, const Tree& tree, const int* path, int length,
-                           int16_t* slots /* (kMaxNodes + kMaxDepth) */) {
+                           uint16_t* slots /* (kMaxNodes + kMaxDepth) */) {
     int n = 0;
-    for (; n < round.n_chain; ++n) slots[n] = int16_t(n);
-    for (int i = 1; i < length && tree.node[path[i]].slot >= 0; ++i) slots[n++] = tree.node[path[i]].slot;
+    for (; n < round.n_chain; ++n) slots[n] = uint16_t(n);
+    for (int i = 1; i < length && tree.node[path[i]].slot >= 0; ++i) slots[n++] = uint16_t(tree.node[path[i]].slot);
     return n;
 }

@@ -85,6 +85,7 @@ Statistics generate(Model& target, Model* draft, const NgramView& table, const R
 
     const auto owner = std::make_unique<RoundState>();
     RoundState& state = *owner;
+    RoundReport& report = state.report;
     const DraftRound& round = state.draft;
     const Tree& tree = state.tree;
     const Generation generation = {.tree = request.tree,
@@ -95,8 +96,8 @@ Statistics generate(Model& target, Model* draft, const NgramView& table, const R
                                    .end_token = request.ignore_eos ? -1 : config.eos_token};
     generation_start(state, n_prompt, draft_base, limit, stats.stop);
     text.resize(limit);
-    std::vector<Child> child(kMaxSlots * kMaxChildren);
-    while (state.going) {
+    std::vector<Child> child(kMaxNodes * kMaxChildren);
+    while (report.going) {
         round_start(state, generation, text.data());
         while (round_plan(state, generation, text.data())) {
             stats.ngram_ms += watch.lap();
@@ -104,7 +105,7 @@ Statistics generate(Model& target, Model* draft, const NgramView& table, const R
             const int n_logits = round.n_slots - first_with_logits;
             draft->forward({round.base, state.first, round.n_slots - state.first, round.token, round.parent, n_logits});
             draft->propose(request.sampling, request.tree.tau, kMaxChildren,
-                           {&child[first_with_logits * kMaxChildren], size_t(n_logits) * kMaxChildren});
+                           {child.data(), size_t(n_logits) * kMaxChildren});
             stats.draft_ms += watch.lap();
             draft_absorb(state.draft, state.tree, request.tree, state.first, child.data());
         }
@@ -119,14 +120,14 @@ Statistics generate(Model& target, Model* draft, const NgramView& table, const R
         commit(target, state.target_commit);
         if (state.draft_commit.n > 0) commit(*draft, state.draft_commit);
         stats.ngram_ms += watch.lap();
-        if (state.n_emitted > 0 && !emit({state.emitted, size_t(state.n_emitted)})) {
-            state.stop = StopReason::caller;
-            state.going = false;
+        if (report.n_emitted > 0 && !emit({report.emitted, size_t(report.n_emitted)})) {
+            report.stop = StopReason::caller;
+            report.going = false;
         }
         watch.lap();
     }
-    static_cast<Counters&>(stats) = state.counters;
-    stats.stop = state.stop;
+    static_cast<Counters&>(stats) = report.counters;
+    stats.stop = report.stop;
     stats.total_ms = total.lap();
     return stats;
 }

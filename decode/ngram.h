@@ -19,14 +19,35 @@ struct Suffix {
     int32_t token[kMaxSuffix];  // the latest first; -1 before the text begins
 };
 
-// Successors of the context (older, newer) by the table, null without a table. newer is a token of the vocabulary;
-// older may be -1 where the text begins.
+// A look-up in the table that has been begun: what decides it was read at once, for it may come from far away.
+struct NgramLookup {
+    int32_t older, newer;
+    uint32_t context[2], first;  // of the slot where the search for the trigram context begins
+    uint32_t bigram_first;       // token of the bigram context
+};
+
+// Begins the look-up of the context (older, newer). newer is a token of the vocabulary; older may be -1 where the text
+// begins.
+HD inline NgramLookup ngram_begin(const NgramView& table, int32_t older, int32_t newer) {
+    const uint32_t mask = (uint32_t(1) << table.header->log2_slots) - 1;
+    const NgramEntry& entry = table.trigram[ngram_hash(uint32_t(older), uint32_t(newer)) & mask];
+    return {older, newer, {entry.context[0], entry.context[1]}, entry.token[0], table.bigram[newer].token[0]};
+}
+
+// Successors of the context by the table: of the trigram, else of the bigram, else of no context.
+HD inline const NgramEntry* ngram_end(const NgramView& table, const NgramLookup& lookup) {
+    const uint32_t older = uint32_t(lookup.older), newer = uint32_t(lookup.newer);
+    if (lookup.older >= 0 && lookup.first != kNoToken) {
+        const uint32_t mask = (uint32_t(1) << table.header->log2_slots) - 1;
+        if (lookup.context[0] == older && lookup.context[1] == newer)
+            return &table.trigram[ngram_hash(older, newer) & mask];
+        if (const NgramEntry* entry = ngram_find(table, older, newer)) return entry;  // further on
+    }
+    return lookup.bigram_first != kNoToken ? &table.bigram[newer] : table.unigram;
+}
+
 HD inline const NgramEntry* ngram_entry(const NgramView& table, int32_t older, int32_t newer) {
-    if (!table.header) return nullptr;
-    if (older >= 0)
-        if (const NgramEntry* entry = ngram_find(table, uint32_t(older), uint32_t(newer))) return entry;
-    if (table.bigram[newer].token[0] != kNoToken) return &table.bigram[newer];
-    return table.unigram;
+    return ngram_end(table, ngram_begin(table, older, newer));
 }
 
 // How often the draft chooses again what followed the last `length` tokens where they stood before: measured on 42
@@ -39,23 +60,27 @@ HD inline float suffix_confidence(int length) {
 // The position whose token followed the longest earlier occurrence in the text of the suffix's last two or more tokens,
 // the latest one of equal length; 0 if there is none. length: of the occurrence. By a warp.
 HD inline int suffix_match(const int32_t* text, int n_text, const Suffix& suffix, int& length) {
-    constexpr int kAtOnce = 8;  // positions of a lane, so that their loads overlap
-    uint32_t best = 0;          // length, then position
-    for (int high = n_text - 2; high >= 0; high -= kAtOnce * warp_lanes()) {
-        int32_t token[kAtOnce];
-        UNROLL
-        for (int k = 0; k < kAtOnce; ++k) {
-            const int end = high - k * warp_lanes() - warp_lane();
-            token[k] = end >= 0 ? text[end] : -1;
+    const int32_t last = suffix.token[0], before = suffix.token[1];
+    uint32_t best = 0;  // length, then position
+    for (int high = n_text - 2; high > 0 && best >> 28 < kMaxSuffix; high -= 32 * warp_lanes()) {
+        // Where two tokens match, of 32 positions of this lane, the latest first.
+        uint32_t matches = 0;
+        NO_UNROLL
+        for (int k = 0; k < 32 && high - k * warp_lanes() > 0; k += 4) {
+            UNROLL
+            for (int i = k; i < k + 4; ++i) {
+                const int end = high - i * warp_lanes() - warp_lane();
+                if (end > 0 && text[end] == last && text[end - 1] == before) matches |= 1u << i;
+            }
         }
-        UNROLL
-        for (int k = 0; k < kAtOnce; ++k) {
-            if (token[k] != suffix.token[0]) continue;
-            const int end = high - k * warp_lanes() - warp_lane();
-            uint32_t n = 1;
-            while (n < kMaxSuffix && int(n) <= end && text[end - n] == suffix.token[n]) ++n;
-            const uint32_t key = n << 28 | uint32_t(end + 1);
-            if (n > 1 && key > best) best = key;
+        NO_UNROLL
+        for (; matches && best >> 28 < kMaxSuffix; matches &= matches - 1) {
+            const int end = high - lowest_bit(matches) * warp_lanes() - warp_lane();
+            uint32_t differs = 1u << kMaxSuffix;
+            UNROLL
+            for (int i = 2; i < kMaxSuffix; ++i) differs |= uint32_t(i > end || text[end - i] != suffix.token[i]) << i;
+            const uint32_t key = uint32_t(lowest_bit(differs)) << 28 | uint32_t(end + 1);
+            if (key > best) best = key;
         }
     }
     best = warp_max(best);
@@ -65,11 +90,10 @@ HD inline int suffix_match(const int32_t* text, int n_text, const Suffix& suffix
 
 // Guesses for the token after the suffix, best first, no token twice; returns their number. text: (n_text < 2^28) the
 // committed tokens. By a warp; the lanes share `guess`.
-HD inline int ngram_guess(const NgramView& table, const int32_t* text, int n_text, const Suffix& suffix,
-                          Guess* guess /* (kMaxGuesses) */) {
-    NgramEntry entry;  // asked for first: it may come from far away
-    const NgramEntry* found = ngram_entry(table, suffix.token[1], suffix.token[0]);
-    if (found) entry = *found;
+HD NOINLINE inline int ngram_guess(const NgramView& table, const int32_t* text, int n_text, const Suffix& suffix,
+                                   Guess* guess /* (kMaxGuesses) */) {
+    NgramLookup lookup;
+    if (table.header) lookup = ngram_begin(table, suffix.token[1], suffix.token[0]);
     int length;
     const int at = suffix_match(text, n_text, suffix, length);
     int n = 0;
@@ -81,15 +105,15 @@ HD inline int ngram_guess(const NgramView& table, const int32_t* text, int n_tex
         if (warp_lane() == 0) guess[0] = {text[at], suffix_confidence(length)};
         ++n;
     }
-    if (!found) return n;
+    if (!table.header) return n;
+    const NgramEntry entry = *ngram_end(table, lookup);
     UNROLL
     for (int i = 0; i < kNgramSuccessors; ++i) {
         if (entry.token[i] == kNoToken) break;
         bool repeated = entry.token[i] == next;
         for (int j = 0; j < i; ++j) repeated |= entry.token[i] == entry.token[j];
         if (repeated) continue;
-        if (warp_lane() == n % warp_lanes())
-            guess[n] = {int32_t(entry.token[i]), left * entry.probability[i] * (1 / 65535.0f)};
+        if (warp_lane() == 0) guess[n] = {int32_t(entry.token[i]), left * entry.probability[i] * (1 / 65535.0f)};
         ++n;
     }
     return n;

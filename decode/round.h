@@ -24,22 +24,26 @@ struct Generation {
 // Slots whose keys and values a model's cache takes over, for positions base, base + 1, ...
 struct CommitList {
     int base, n;
-    int16_t slot[kMaxNodes + kMaxDepth];
+    uint16_t slot[kMaxNodes + kMaxDepth];
+};
+
+// What the caller learns of the round that ended last.
+struct RoundReport {
+    bool going;  // the text goes on
+    StopReason stop;
+    int n_emitted;
+    Emitted emitted[kMaxDepth + 1];
+    Counters counters;
 };
 
 struct RoundState {
     int n_text;      // committed tokens, the root last
     int draft_base;  // positions that the draft's cache holds
-    bool going;      // the text goes on
-    StopReason stop;
-    int first;  // slot that the planned draft pass begins with
+    int first;       // slot that the planned draft pass begins with
     DraftRound draft;
     Tree tree;
-    Counters counters;
-    // Of the round that ended last:
-    int n_emitted;
-    Emitted emitted[kMaxDepth + 1];
-    CommitList target_commit, draft_commit;
+    CommitList target_commit, draft_commit;  // of the round that ended last
+    RoundReport report;
 };
 
 // Starts a generation whose caches hold n_text - 1 and draft_base positions.
@@ -47,8 +51,8 @@ inline void generation_start(RoundState& state, int n_text, int draft_base, int 
     state = {};
     state.n_text = n_text;
     state.draft_base = draft_base;
-    state.going = n_text < limit;
-    state.stop = at_limit;
+    state.report.going = n_text < limit;
+    state.report.stop = at_limit;
 }
 
 // Starts a round, whose tree is the root alone. text: (n_text) tokens.
@@ -71,8 +75,8 @@ HD inline bool round_plan(RoundState& state, const Generation& generation, const
     const int n = state.draft.n_slots - first;
     if (team_thread() == 0 && n > 0) {
         state.first = first;
-        state.counters.draft_passes += 1;
-        state.counters.draft_nodes += n;
+        state.report.counters.draft_passes += 1;
+        state.report.counters.draft_nodes += n;
     }
     team_sync();
     return n > 0;
@@ -84,52 +88,51 @@ HD inline int round_first_with_logits(const RoundState& state) {
 }
 
 // Ends the round with what the target chose after each of the tree's nodes: lists what to commit, appends what was
-// accepted and the token after it to the text, and says in state.going whether the text goes on.
+// accepted and the token after it to the text, and says in report.going whether the text goes on.
 HD inline void round_accept(RoundState& state, const Generation& generation, int32_t* text,
                             const int32_t* chosen /* (tree.n) */) {
+    TEAM_SHARED int path[kMaxDepth + 1];
+    const Tree& tree = state.tree;
+    RoundReport& report = state.report;
+    Counters& counters = report.counters;
+    const int length = tree_accept(tree, chosen, path), n_text = state.n_text;
+    const bool drafted = tree.capacity > 1;
+    const uint64_t ends = team_mask(
+        length, [&](int i) { return chosen[path[i]] == generation.end_token || n_text + i >= generation.limit; });
+    const int n_emitted = ends ? lowest_bit(ends) : length;
+    team_for(length, [&](int i) {
+        state.target_commit.slot[i] = uint16_t(path[i]);
+        if (i >= n_emitted) return;
+        const Origin origin = i + 1 == length                     ? Origin::target
+                              : tree.node[path[i + 1]].from_ngram ? Origin::ngram
+                                                                  : Origin::draft;
+        text[n_text + i] = chosen[path[i]];
+        report.emitted[i] = {chosen[path[i]], origin};
+        team_add(counters.by_origin[int(origin)], 1);
+    });
+    team_for(kMaxDepth + 1, [&](int depth) {
+        bool reached = false;
+        for (int i = 1; i < tree.n; ++i) reached |= tree.node[i].depth >= depth;
+        if (depth > 0) counters.proposed_by_depth[depth] += reached;
+        if (depth > 0) counters.accepted_by_depth[depth] += depth < length;
+    });
     if (team_thread() == 0) {
-        const Tree& tree = state.tree;
-        Counters& counters = state.counters;
-        int path[kMaxDepth + 1];
-        const int length = tree_accept(tree, chosen, path);
-        state.target_commit.base = state.n_text - 1;
+        state.target_commit.base = n_text - 1;
         state.target_commit.n = length;
-        for (int i = 0; i < length; ++i) state.target_commit.slot[i] = int16_t(path[i]);
         state.draft_commit.base = state.draft_base;
-        state.draft_commit.n =
-            tree.capacity > 1 ? draft_commit(state.draft, tree, path, length, state.draft_commit.slot) : 0;
+        state.draft_commit.n = drafted ? draft_commit(state.draft, tree, path, length, state.draft_commit.slot) : 0;
         state.draft_base += state.draft_commit.n;
-
-        int deepest = 0;
-        for (int i = 0; i < tree.n; ++i) deepest = tree.node[i].depth > deepest ? tree.node[i].depth : deepest;
         counters.rounds += 1;
         counters.target_nodes += tree.n;
         counters.proposed += tree.n - 1;
         counters.accepted += length - 1;
-        for (int d = 1; d <= deepest; ++d) counters.proposed_by_depth[d] += 1;
-        for (int d = 1; d < length; ++d) counters.accepted_by_depth[d] += 1;
-        if (tree.capacity > 1) {
-            counters.ngram_guesses += state.draft.guesses;
-            counters.ngram_confirmed += state.draft.confirmed;
-        }
-
-        state.n_emitted = 0;
-        for (int i = 0; i < length && state.going; ++i) {
-            const int32_t token = chosen[path[i]];
-            if (token == generation.end_token) {
-                state.stop = StopReason::eos;
-                state.going = false;
-                break;
-            }
-            const Origin origin = i + 1 == length                     ? Origin::target
-                                  : tree.node[path[i + 1]].from_ngram ? Origin::ngram
-                                                                      : Origin::draft;
-            state.emitted[state.n_emitted++] = {token, origin};
-            counters.by_origin[int(origin)] += 1;
-            text[state.n_text++] = token;
-            if (state.n_text == generation.limit) state.going = false;
-        }
-        counters.emitted += state.n_emitted;
+        counters.ngram_guesses += drafted ? state.draft.guesses : 0;
+        counters.ngram_confirmed += drafted ? state.draft.confirmed : 0;
+        counters.emitted += n_emitted;
+        report.n_emitted = n_emitted;
+        state.n_text = n_text + n_emitted;
+        if (n_emitted < length && n_text + n_emitted < generation.limit) report.stop = StopReason::eos;
+        report.going = n_emitted == length && state.n_text < generation.limit;
     }
     team_sync();
 }

@@ -3,7 +3,10 @@
 // marked TEAM_SHARED, and get the same result. Work is dealt by index and whatever is summed is an integer, so results
 // are the same for every size of team.
 //
-//     for (int i = team_thread(); i < n; i += team_threads()) ...;    team_sync();
+//     team_for(n, [&](int i) { ... });    team_sync();
+//
+// On the GPU such a function runs once per round or pass and mostly waits for its own instructions to be fetched:
+// short code is fast code, hence no inlining and no unrolling without need.
 #pragma once
 
 #include <cstdint>
@@ -14,18 +17,25 @@
 #ifdef __CUDA_ARCH__
 #define TEAM_SHARED __shared__
 #define UNROLL _Pragma("unroll")  // so that an array stays in registers
+#define NO_UNROLL _Pragma("unroll 1")
+#define NOINLINE __noinline__
 #define ON_GPU(gpu, cpu) gpu
 #else
 #define TEAM_SHARED
 #define UNROLL
+#define NO_UNROLL
+#define NOINLINE
 #define ON_GPU(gpu, cpu) cpu
 #endif
 
 HD inline int team_thread() {
     return ON_GPU(threadIdx.x, 0);
 }
-HD inline int team_threads() {
-    return ON_GPU(blockDim.x, 1);
+// f(i) for i = 0..n-1, each by one thread.
+template <class F>
+HD inline void team_for(int n, const F& f) {
+    NO_UNROLL
+    for (int i = team_thread(); i < n; i += ON_GPU(blockDim.x, 1)) f(i);
 }
 HD inline void team_sync() {
     ON_GPU(__syncthreads(), (void)0);
@@ -35,12 +45,16 @@ HD inline bool team_any(bool mine) {
     return ON_GPU(__syncthreads_or(mine), mine);
 }
 // Adds to a shared number, returns what it was before.
-HD inline uint32_t team_add(uint32_t& number, uint32_t value) {
+template <class Number>
+HD inline Number team_add(Number& number, Number value) {
     return ON_GPU(atomicAdd(&number, value), (number += value) - value);
 }
 
 HD inline int count_bits(uint64_t bits) {
     return ON_GPU(__popcll(bits), __builtin_popcountll(bits));
+}
+HD inline int lowest_bit(uint64_t bits) {  // not of 0
+    return ON_GPU(__ffsll(bits) - 1, __builtin_ctzll(bits));
 }
 // Bits below bit i, 0 <= i < 64.
 HD inline uint64_t bits_below(int i) {
@@ -53,8 +67,9 @@ HD inline uint64_t team_mask(int n, const Predicate& predicate) {
     team_sync();  // the last mask has been read
     if (team_thread() == 0) mask = 0;
     team_sync();
-    for (int i = team_thread(); i < n; i += team_threads())
+    team_for(n, [&](int i) {
         if (predicate(i)) ON_GPU(atomicOr(&mask, 1ull << i), mask |= 1ull << i);
+    });
     team_sync();
     return mask;
 }
@@ -72,17 +87,28 @@ HD inline int warp_lane() {
 HD inline int warp_lanes() {
     return ON_GPU(32, 1);
 }
+// f(i) for i = 0..n-1, each by one lane.
+template <class F>
+HD inline void warp_for(int n, const F& f) {
+    NO_UNROLL
+    for (int i = warp_lane(); i < n; i += warp_lanes()) f(i);
+}
 HD inline void warp_sync() {
     ON_GPU(__syncwarp(), (void)0);
 }
 HD inline uint32_t warp_max(uint32_t value) {
     return ON_GPU(__reduce_max_sync(~0u, value), value);
 }
+// Ascends with the number; not for NaN.
+HD inline uint32_t ascending_bits(float x) {
+    const uint32_t bits = x == 0 ? 0 : float_to_bits(x);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
 // Of the lanes' (score, index) the index with the best score, the lowest of equal ones. index -1: none.
 HD inline int warp_best(float score, int index) {
 #ifdef __CUDA_ARCH__
-    const uint32_t bits = score == 0 ? 0 : float_to_bits(score);
-    const uint32_t key = index < 0 ? 0 : bits >> 31 ? ~bits : bits | 0x80000000u;  // ascends with the score
+    const uint32_t key = index < 0 ? 0 : ascending_bits(score);
     const uint32_t best = __reduce_max_sync(~0u, key);
     return int(__reduce_min_sync(~0u, key == best ? uint32_t(index) : ~0u));
 #else

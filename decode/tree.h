@@ -21,7 +21,7 @@ struct TreeSettings {
     int nodes = 32;           // of the tree, root included: 1 (no guesses) to kMaxNodes
     int depth = 16;           // levels below the root: 1 to kMaxDepth
     int children = 4;         // per evaluated node: 1 to kMaxChildren
-    int draft_width = 16;     // nodes of a draft pass: 1 to kMaxNodes
+    int draft_width = 16;     // nodes of a draft pass: 1 to kMaxNodes (a round's first may need 2)
     int draft_passes = 8;     // in a round at most: 1 to 16
     int ngram_nodes = 12;     // of a draft pass, spent on n-gram guesses in staged mode: 0 to draft_width - 1
     float tau = 1.5f;         // calibration of perturbed scores: log-softmax(score / tau)
@@ -60,59 +60,59 @@ constexpr float kHopeless = -1e30f;  // scores that are not above it count as no
 // its parent's.
 HD inline void tree_insert(Tree& tree, const Node* added /* (n_added <= kMaxAdded) */, int n_added) {
     TEAM_SHARED struct {
+        uint64_t key[kMaxNodes + kMaxAdded];  // of the old nodes and the added ones that may enter: score, then index
+        int16_t rank[kMaxNodes + kMaxAdded];  // by index: old nodes, then added ones
         Node old[kMaxNodes];
-        float score[kMaxAdded];  // of the added nodes that may enter
-        int16_t index[kMaxAdded];
         uint32_t n;
-        int16_t rank[kMaxNodes + kMaxAdded];  // that the old nodes, then the added ones get
     } space;
     const int n_old = tree.n, capacity = tree.capacity;
     const float worst = n_old == capacity ? tree.node[n_old - 1].score : kHopeless;
-    if (team_thread() == 0) space.n = 0;
-    for (int i = team_thread(); i < n_old; i += team_threads()) space.old[i] = tree.node[i];
+    const auto key = [](float score, int index) { return uint64_t(ascending_bits(score)) << 32 | uint32_t(~index); };
+    if (team_thread() == 0) space.n = uint32_t(n_old);
+    team_for(n_old, [&](int i) {
+        space.old[i] = tree.node[i];
+        space.key[i] = key(tree.node[i].score, i);
+    });
     team_sync();
-    for (int i = team_thread(); i < n_added; i += team_threads())
-        if (added[i].score > worst) {
-            const uint32_t at = team_add(space.n, 1);  // in any order: ranks don't depend on it
-            space.score[at] = added[i].score;
-            space.index[at] = int16_t(i);
-        }
+    team_for(n_added, [&](int i) {
+        if (added[i].score > worst) space.key[team_add(space.n, 1u)] = key(added[i].score, n_old + i);  // in any order
+    });
     team_sync();
     const int n = int(space.n);
-    for (int i = team_thread(); i < n_old; i += team_threads()) {
-        int rank = i;
-        for (int j = 0; j < n; ++j) rank += space.score[j] > space.old[i].score;
-        space.rank[i] = int16_t(rank);
-    }
-    for (int i = team_thread(); i < n; i += team_threads()) {
-        const float score = space.score[i];
-        const int index = space.index[i];
+    team_for(n, [&](int i) {
+        const uint64_t mine = space.key[i];
         int rank = 0;
-        for (int j = 0; j < n_old; ++j) rank += space.old[j].score >= score;
-        for (int j = 0; j < n; ++j)
-            rank += space.score[j] > score || (space.score[j] == score && space.index[j] < index);
-        space.rank[n_old + index] = int16_t(rank);
-    }
+        for (int j = 0; j < n; ++j) rank += space.key[j] > mine;
+        space.rank[~uint32_t(mine)] = int16_t(rank);
+    });
     team_sync();
-    const auto place = [&](Node node, int rank) {
+    team_for(n, [&](int i) {
+        const int index = int(~uint32_t(space.key[i])), rank = space.rank[index];
         if (rank >= capacity) return;
+        Node node = index < n_old ? space.old[index] : added[index - n_old];
         if (node.parent >= 0) node.parent = space.rank[node.parent];
         tree.node[rank] = node;
-    };
-    for (int i = team_thread(); i < n_old; i += team_threads()) place(space.old[i], space.rank[i]);
-    for (int i = team_thread(); i < n; i += team_threads())
-        place(added[space.index[i]], space.rank[n_old + space.index[i]]);
-    if (team_thread() == 0) tree.n = n_old + n < capacity ? n_old + n : capacity;
+    });
+    if (team_thread() == 0) tree.n = n < capacity ? n : capacity;
     team_sync();
 }
 
 // Walks from the root along the tokens that the target chose; path receives the accepted nodes, the root included, and
 // the length is returned: 1 to kMaxDepth + 1. chosen[path[length - 1]] is the token that no node guessed: it is
-// emitted too and becomes the next root. By one thread.
+// emitted too and becomes the next root.
 HD inline int tree_accept(const Tree& tree, const int32_t* chosen /* (n) */, int* path /* (kMaxDepth + 1) */) {
-    int length = 1, at = 0;
-    path[0] = 0;
-    for (int i = 1; i < tree.n; ++i)  // a child stands behind its parent, so one sweep finds the path
-        if (tree.node[i].parent == at && tree.node[i].token == chosen[at]) path[length++] = at = i;
+    TEAM_SHARED int length;
+    uint64_t right =
+        team_mask(tree.n, [&](int i) { return i > 0 && tree.node[i].token == chosen[tree.node[i].parent]; });
+    if (team_thread() == 0) {
+        int n = 1, at = 0;
+        path[0] = 0;
+        for (; right; right &= right - 1) {  // a child stands behind its parent, so one sweep finds the path
+            const int i = lowest_bit(right);
+            if (tree.node[i].parent == at) path[n++] = at = i;
+        }
+        length = n;
+    }
+    team_sync();
     return length;
 }

@@ -5,6 +5,7 @@
 #include "decode/generate.h"
 #include "kernels/cuda_error.h"
 #include "kernels/cuda_model.h"
+#include "kernels/cuda_rounds.h"
 
 std::string cuda_unusable(int device) {
     int driver = 0, count = 0, value = 0;
@@ -46,8 +47,10 @@ namespace {
 class CudaDecoder : public Decoder {
 public:
     CudaDecoder(const Blob& blob, int device) : target_(blob.target(), device) {
-        if (blob.has_draft()) draft_ = std::make_unique<CudaModel>(blob.draft(), device);
-        if (blob.has_ngram()) table_ = blob.ngram();
+        if (blob.has_draft()) {
+            draft_ = std::make_unique<CudaModel>(blob.draft(), device);
+            rounds_ = std::make_unique<CudaRounds>(target_, *draft_, blob.has_ngram() ? blob.ngram() : NgramView{});
+        }
         cudaDeviceProp properties;
         cuda_check(cudaGetDeviceProperties(&properties, device), "reading its properties");
         name_ = properties.name;
@@ -56,10 +59,9 @@ public:
     Statistics generate(const Request& request, const std::function<bool(std::span<const Emitted>)>& emit) override {
         if (request.mode != Mode::baseline && !draft_)
             throw Error(kExitUsage, "this mode needs a draft and the model file holds none; use --mode baseline");
-        Statistics stats = request.mode == Mode::baseline ? baseline(request, emit)
-                                                          : ::generate(target_, draft_.get(), table_, request, emit);
+        Statistics stats = request.mode == Mode::baseline ? baseline(request, emit) : rounds_->generate(request, emit);
         stats.device = name_;
-        stats.device_bytes = target_.bytes() + (draft_ ? draft_->bytes() : 0);
+        stats.device_bytes = target_.bytes() + (draft_ ? draft_->bytes() + rounds_->bytes() : 0);
         return stats;
     }
 
@@ -112,7 +114,7 @@ private:
 
     CudaModel target_;
     std::unique_ptr<CudaModel> draft_;
-    NgramView table_ = {};
+    std::unique_ptr<CudaRounds> rounds_;
     std::string name_;
 };
 

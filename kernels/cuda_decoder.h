@@ -1,5 +1,5 @@
-// The decoder on the GPU. Baseline mode runs wholly there; the other modes run decode/generate.cpp's loop over the
-// models on the device.
+// The decoder on the GPU, which leads itself in all modes: kernels/cuda_model.h decodes in baseline mode,
+// kernels/cuda_rounds.h in the others.
 #pragma once
 
 #include <memory>

@@ -5,9 +5,9 @@
 #include <chrono>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "kernels/cuda_error.h"
-#include "kernels/kv_commit.cuh"
 #include "kernels/pass_kernels.cuh"
 
 static constexpr int kStagings = 8;
@@ -219,17 +219,26 @@ SharedLayout CudaModel::shared_layout(int column_tiles) const {
     return s;
 }
 
-// Arguments of a kernel that runs n_passes passes, the exchanges of which are numbered anew.
-PassArguments CudaModel::arguments(const DevicePass& pass, int n_passes) {
-    const uint32_t numbers = n_passes * uint32_t(kLayerMatrices * config_.n_layer + 1);
+uint32_t CudaModel::numbers_of_launch() const {
+    return uint32_t(kLayerMatrices * config_.n_layer + 1);
+}
+uint32_t CudaModel::numbers_of_pass() const {
+    return uint32_t((kMaxNodes + max_width_ - 1) / max_width_) * numbers_of_launch();
+}
+uint32_t CudaModel::reserve_numbers(int n_passes) {
+    const uint32_t numbers = uint32_t(n_passes) * numbers_of_pass();
     if (next_number_ > UINT32_MAX - numbers) {
         cuda_check(cudaMemsetAsync(scratch_.qkv, 0, exchange_bytes_, stream_), "starting a pass");
         next_number_ = 1;
     }
-    PassArguments a = {model_, {}, scratch_, shared_layout(column_tiles(pass.n)), pace, pass, nodes_};
-    a.pass.number = next_number_;
+    return std::exchange(next_number_, next_number_ + numbers);
+}
+
+// Of a launch for up to n nodes of the pass.
+PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
+    PassArguments a = {model_, {}, scratch_, shared_layout(column_tiles(n)), pace, pass, nullptr, 1, n, 0, nodes_, 0};
     const LayerLayout& l = model_.layer;
-    const int rows = config_.n_embd / 16, units = pass.n == 1 ? kSplit : 1;
+    const int rows = config_.n_embd / 16, units = n == 1 ? kSplit : 1;
     const auto plan = [&](Matrix which, uint64_t weight, uint64_t bias, int n_tasks, int units) {
         a.matrix[int(which)] = {weight, bias, n_tasks, units, n_tasks % n_blocks_};
     };
@@ -238,11 +247,10 @@ PassArguments CudaModel::arguments(const DevicePass& pass, int n_passes) {
     plan(Matrix::c_fc, l.c_fc_weight, l.c_fc_bias, 4 * rows, 1);
     plan(Matrix::mlp_proj, l.mlp_proj_weight, kNoBias, kSplit / units * rows, units);
     plan(Matrix::head, model_.lm_head, kNoBias, int(pad16(config_.n_vocab) / 16), 1);
-    next_number_ += numbers;
     std::swap(scratch_.counter, scratch_.next_counter);
     // As few nodes of a head together as take no more rounds over the blocks than the most nodes would.
     const auto rounds = [&](int group) {
-        return (model_.n_head * ((pass.n + group - 1) / group) + n_blocks_ - 1) / n_blocks_;
+        return (model_.n_head * ((n + group - 1) / group) + n_blocks_ - 1) / n_blocks_;
     };
     int group = 1;
     while (rounds(group) > rounds(a.shared.attention_nodes)) ++group;
@@ -272,29 +280,42 @@ void CudaModel::stage(const Pass& pass) {
     next_staging_ = (next_staging_ + 1) % kStagings;
 }
 
-// Runs the pass whose nodes were staged; what is wider than a launch goes in several: parents come before children.
-void CudaModel::run(const DevicePass& pass) {
-    const int first_logit = pass.n - pass.n_logits;
-    for (int done = 0; done < pass.n; done += max_width_) {
-        DevicePass part = pass;
-        part.n = std::min(max_width_, pass.n - done);
-        part.n_logits = std::max(0, std::min(part.n, done + part.n - first_logit));
-        part.first += done;
-        part.nodes_at = done;
-        PassArguments a = arguments(part, 1);
-        a.scratch.logits += uint64_t(std::max(0, done - first_logit)) * pad16(config_.n_vocab);
+// Launches the pass, or the one that device_pass holds if that has least to most nodes. What is wider than a launch goes
+// in several: parents come before children.
+void CudaModel::launch(const DevicePass& pass, const DevicePass* device_pass, int least, int most,
+                       CUstream_st* stream) {
+    for (int at = 0; at < most; at += max_width_) {
+        const int width = std::min(max_width_, most - at);
+        PassArguments a = arguments(pass, width);
+        a.device_pass = device_pass;
+        a.least = least;
+        a.most = most;
+        a.at = at;
+        a.number = uint32_t(at / max_width_) * numbers_of_launch();
         void* parameters[] = {&a};
-        cuda_check(
-            cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(pass_kernel(column_tiles(part.n))),
-                                        dim3(n_blocks_), dim3(kBlockThreads), parameters, a.shared.bytes, stream_),
-            "starting a pass");
+        cuda_check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(pass_kernel(column_tiles(width))),
+                                               dim3(n_blocks_), dim3(kBlockThreads), parameters, a.shared.bytes, stream),
+                   "starting a pass");
     }
+}
+
+void CudaModel::enqueue(int n, const DevicePass* device_pass, CUstream_st* stream) {
+    int least = 1;
+    for (const int most : {1, 8, 16, 32, 64}) {
+        if (least <= n) launch({}, device_pass, least, std::min(most, n), stream);
+        least = most + 1;
+    }
+}
+
+// Runs the pass whose nodes were staged.
+void CudaModel::run(const DevicePass& pass) {
+    launch(pass, nullptr, 1, pass.n, stream_);
     last_ = pass;
 }
 
 void CudaModel::forward(const Pass& pass) {
     stage(pass);
-    run({pass.n, pass.n_logits, pass.base, pass.first, model_.n_positions, 0, 0});
+    run({pass.n, pass.n_logits, pass.base, pass.first, model_.n_positions, 0, 0, reserve_numbers(1)});
 }
 
 void CudaModel::prefill(int base, std::span<const int32_t> tokens) {
@@ -303,7 +324,7 @@ void CudaModel::prefill(int base, std::span<const int32_t> tokens) {
     for (size_t done = 0; done < tokens.size(); done += max_width_) {
         const int n = int(std::min<size_t>(max_width_, tokens.size() - done)), at = base + int(done);
         stage({at, 0, n, tokens.data() + done, parent, 0});
-        run({n, 0, at, 0, at, 0, 0});  // slots stand for positions: nothing to commit
+        run({n, 0, at, 0, at, 0, 0, reserve_numbers(1)});  // slots stand for positions: nothing to commit
     }
 }
 
@@ -316,7 +337,7 @@ void CudaModel::decode(int32_t last_token, int base, int max_tokens, int32_t end
     host.stop = 0;
     cuda_check(cudaMemsetAsync(scratch_.best, 0, 2 * sizeof(uint64_t), stream_), "starting to decode");
     cuda_check(cudaMemsetAsync(scratch_.stop, 0, sizeof(uint32_t), stream_), "starting to decode");
-    DecodeArguments d = {arguments({1, 1, base, 0, base, 0, 0}, max_tokens),
+    DecodeArguments d = {arguments({1, 1, base, 0, base, 0, 0, reserve_numbers(max_tokens)}, 1),
                          sampling,
                          last_token,
                          max_tokens,

@@ -1,6 +1,7 @@
 // A model on the GPU (decode/model.h), kernels/forward.cuh its passes. All device memory is allocated at construction.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <span>
@@ -47,14 +48,32 @@ public:
     int max_width() const { return max_width_; }  // nodes of one pass of the device; more are run in several
     const uint8_t* weights() const { return model_.weights; }  // on the device
 
+    // For those who order passes from the device (kernels/cuda_rounds.h): enqueues the pass that device_pass points to
+    // when its turn comes, of at most n nodes, which then stand in device_nodes(); n = 0 there: nothing is done. One
+    // launch for each width of kernel: those that don't fit the pass leave at once.
+    void enqueue(int n, const DevicePass* device_pass, CUstream_st* stream);
+    // Exchanges of a pass are numbered (kernels/exchange.cuh), and no number serves twice: the first of those set apart
+    // for n_passes passes, each of which takes numbers_of_pass() of them.
+    uint32_t reserve_numbers(int n_passes);
+    uint32_t numbers_of_pass() const;
+    // The phase counters that passes take in turn, each clearing the other's: to be zero before a pass that the device
+    // ordered.
+    std::array<uint32_t*, 2> device_counters() const { return {scratch_.counter, scratch_.next_counter}; }
+    CUstream_st* stream() const { return stream_; }
+    int device() const { return device_; }
+    const DeviceModel& device_model() const { return model_; }
+    PassNodes* device_nodes() const { return nodes_; }
+    float* device_scores() const { return scores_; }                // (kMaxNodes, pad16(n_vocab)) scratch
     const float* device_logits() const { return scratch_.logits; }  // (n_logits, pad16(n_vocab)) of the last pass
 
     Pace pace;
 
 private:
-    PassArguments arguments(const DevicePass& pass, int n_passes);
+    PassArguments arguments(const DevicePass& pass, int n);
+    uint32_t numbers_of_launch() const;
     void stage(const Pass& pass);
     void run(const DevicePass& pass);
+    void launch(const DevicePass& pass, const DevicePass* device_pass, int least, int most, CUstream_st* stream);
     ChooseArguments choose_arguments(const Sampling& sampling) const;
     SharedLayout shared_layout(int column_tiles) const;
 

@@ -79,8 +79,22 @@ struct DevicePass {
     int first;        // slot of the first node
     int slot_rows;    // the row of the cache that slot 0 stands for: n_positions, or base for text that is certain
     int nodes_at;     // where the first node stands in PassNodes
-    uint32_t number;  // of its first exchange: a pass takes 4 n_layer + 1 of them
+    int logits_at;    // row of the logits where the first node that has them stands
+    uint32_t number;  // of its first exchange: a launch takes 4 n_layer + 1 of them
 };
+
+// The nodes at .. at + width - 1 of a pass as a pass of their own; n = 0: there are none.
+HD inline DevicePass pass_part(const DevicePass& pass, int at, int width) {
+    DevicePass part = pass;
+    const int first_logit = pass.n - pass.n_logits - at;
+    part.n = pass.n - at < width ? pass.n - at : width;
+    if (part.n <= 0) part.n = 0;
+    part.n_logits = first_logit <= 0 ? part.n : first_logit < part.n ? part.n - first_logit : 0;
+    part.first += at;
+    part.nodes_at += at;
+    part.logits_at = first_logit < 0 ? -first_logit : 0;
+    return part;
+}
 
 // How the weights' stream is paced, in pieces under way: fewer while the block waits for what others write, because
 // that queues behind the weights. Never alters a result.
@@ -119,5 +133,9 @@ struct PassArguments {
     SharedLayout shared;
     Pace pace;
     DevicePass pass;
+    const DevicePass* device_pass;  // in device memory, takes the place of `pass` unless null
+    int least, most;                // nodes: a pass on the device that has fewer or more is left to other launches
+    int at;                         // of its nodes, the first that this launch runs
     const PassNodes* nodes;
+    uint32_t number;  // added to the pass's; a launch takes 4 n_layer + 1 of them
 };

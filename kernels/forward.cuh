@@ -30,6 +30,11 @@ __device__ inline uint64_t* mlp_proj_words(const PassArguments& a, int layer) {
     return a.scratch.mlp_proj + layer % 2 * kSplit * kMaxNodes * a.model.n_embd;
 }
 
+// Whether the launch is for passes of one node, which every block then keeps.
+__device__ inline bool single(const PassArguments& a) {
+    return a.matrix[int(Matrix::mlp_proj)].units > 1;
+}
+
 // LayerNorm of the nodes first..n-1 before a matrix into rows 0.. of the block's input, after adding the branch before
 // it to x. number: of the matrix's result. needed: this block multiplies the result.
 template <bool words>
@@ -45,9 +50,9 @@ __device__ inline void normalise(Block& b, const DevicePass& pass, Matrix which,
                                : 1,
                      uint32_t(kMaxNodes * E), number - 1};
     norm_prefetch(b, norm_parameters(a.model, which, layer), E);
-    const bool worker = n == 1 || int(blockIdx.x) < n;
+    const bool worker = single(a) || int(blockIdx.x) < n;
     if (worker) b.phase.wait(false);
-    if (n == 1) {
+    if (single(a)) {
         uint32_t* to = reinterpret_cast<uint32_t*>(b.input(0));
         add_and_normalise(b, b.x(0), branch, [&](int word, uint32_t halves) { to[word] = halves; });
         block_barrier();
@@ -78,8 +83,8 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
     const Scratch& s = a.scratch;
     const int n = pass.n, E = m.n_embd, n_blocks = E / 16, grid = gridDim.x;
 
-    for (int i = n == 1 ? 0 : blockIdx.x; i < n; i += grid)
-        embed(m, shared_state.token[i], pass.base + shared_state.depth[i], b.x(n == 1 ? 0 : i / grid));
+    for (int i = single(a) ? 0 : blockIdx.x; i < n; i += grid)
+        embed(m, shared_state.token[i], pass.base + shared_state.depth[i], b.x(single(a) ? 0 : i / grid));
 
     Matrices matrices{a};
     const int n_matrices = kLayerMatrices * m.n_layer + (pass.n_logits > 0);
@@ -110,14 +115,14 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
             case Matrix::mlp_proj:
                 if (!has_work) break;
                 b.phase.wait(!kWords);
-                if (n == 1) collect_input<true>(b, s.mlp, 0, E / 2, kSplit, E, number - 1);
+                if (single(a)) collect_input<true>(b, s.mlp, 0, E / 2, kSplit, E, number - 1);
         }
 
         const bool publish = which == Matrix::head || (!kWords && which == Matrix::c_fc);
         skinny_gemm<NT>(
             b, matrix, n_blocks, n - first, publish ? Doing::arriving : Doing::waiting,
             [&](int task) {
-                if (which != Matrix::mlp_proj || n == 1) return;
+                if (which != Matrix::mlp_proj || single(a)) return;
                 const int part = task % kSplit;  // a block's tasks mostly share it
                 if (part == loaded) return;
                 if (loaded >= 0) block_barrier();  // the input has been read
@@ -144,9 +149,9 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
                                 pack_halves(gelu(low), gelu(high)), number);
                 } else {
                     uint64_t* to = which == Matrix::c_proj ? proj_words(a, layer) + node * E + r
-                                   : n == 1                ? mlp_proj_words(a, layer) + r
-                                            : mlp_proj_words(a, layer) + (task % kSplit * kMaxNodes + node) * E +
-                                                  task / kSplit * 16 + row;
+                                   : single(a)             ? mlp_proj_words(a, layer) + r
+                                               : mlp_proj_words(a, layer) + (task % kSplit * kMaxNodes + node) * E +
+                                                     task / kSplit * 16 + row;
                     ptx::store_words(to, __float_as_uint(low), __float_as_uint(high), number);
                 }
             });

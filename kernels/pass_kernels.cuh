@@ -3,6 +3,7 @@
 
 #include "kernels/choose.cuh"
 #include "kernels/forward.cuh"
+#include "kernels/kv_commit.cuh"
 
 struct DecodeArguments {
     PassArguments pass;  // base and token are those of the first step
@@ -17,22 +18,29 @@ struct DecodeArguments {
 
 template <int NT>
 __global__ void __launch_bounds__(kBlockThreads, 1) forward_pass(const __grid_constant__ PassArguments a) {
+    const DevicePass& whole = a.device_pass ? *a.device_pass : a.pass;
+    if (whole.n < a.least || whole.n > a.most || whole.n <= a.at) return;
+    if (threadIdx.x == 0) {
+        shared_state.pass = pass_part(whole, a.at, 8 * NT);
+        shared_state.pass.number += a.number;
+    }
     Block b(a);
+    const DevicePass pass = shared_state.pass;
     if (threadIdx.x >= kMultiplyThreads) {
         Stream stream{a, Ring(a)};
-        stream.copy_pass(a.pass.n_logits > 0);
+        stream.copy_pass(pass.n_logits > 0);
         stream.drain();
         return;
     }
-    if (int(threadIdx.x) < a.pass.n) {
-        shared_state.token[threadIdx.x] = a.nodes->token[a.pass.nodes_at + threadIdx.x];
-        shared_state.depth[threadIdx.x] = a.nodes->depth[a.pass.nodes_at + threadIdx.x];
+    if (int(threadIdx.x) < pass.n) {
+        shared_state.token[threadIdx.x] = a.nodes->token[pass.nodes_at + threadIdx.x];
+        shared_state.depth[threadIdx.x] = a.nodes->depth[pass.nodes_at + threadIdx.x];
         atomicMax(&shared_state.max_depth, shared_state.depth[threadIdx.x]);
     }
     block_barrier();
-    const uint64_t stride = pad16(a.model.n_vocab);
-    forward<NT>(b, a.pass, [&](int row, int node, float low, float high) {
-        *reinterpret_cast<float2*>(a.scratch.logits + node * stride + row) = {low, high};
+    forward<NT>(b, pass, [&](int row, int node, float low, float high) {
+        const uint32_t at = uint32_t(shared_state.pass.logits_at + node) * pad16(a.model.n_vocab) + row;
+        *reinterpret_cast<float2*>(a.scratch.logits + at) = {low, high};
     });
 }
 
@@ -165,4 +173,14 @@ __global__ void __launch_bounds__(kMultiplyThreads)
     __shared__ ChooseSpace space;
     const float value = team_log_probability(space, a.row(), a.n_vocab, next[blockIdx.x]);
     if (threadIdx.x == 0) result[blockIdx.x] = value;
+}
+
+struct CommitArguments {
+    DeviceModel model;
+    int base, n;
+    uint16_t slot[kMaxSlots];  // (n)
+};
+
+__global__ void commit_kernel(const __grid_constant__ CommitArguments a) {
+    commit_rows(a.model, blockIdx.x, a.base, a.n, a.slot);
 }

@@ -79,7 +79,7 @@ TEST_CASE("growing with any proposals keeps slots, depths and parents in range")
         const int chain = 1 + int(generator() % 8);
         DraftRound round;
         Tree tree;
-        std::vector<Child> child(kMaxSlots * kMaxChildren);
+        std::vector<Child> child(kMaxNodes * kMaxChildren);
         draft_start(round, tree, settings, 40 - chain, &text[40 - chain], chain, max_depth, max_evaluated);
         while (draft_pays(round, tree, settings)) {
             const int first = draft_plan(round, tree, settings, table.view(), text.data(), 40, settings.ngram_nodes);
@@ -92,8 +92,9 @@ TEST_CASE("growing with any proposals keeps slots, depths and parents in range")
                 float left = 0;
                 for (int c = 0; c < kMaxChildren; ++c) {  // random children, sometimes few, of any score
                     left -= float(generator() % 100) / 30;
-                    child[s * kMaxChildren + c] = {
-                        generator() % 9 ? int32_t((s * 7 + c * 3 + generator() % 3) % 30) : -1, left};
+                    if (s >= chain - 1)
+                        child[(s - std::max(first, chain - 1)) * kMaxChildren + c] = {
+                            generator() % 9 ? int32_t((s * 7 + c * 3 + generator() % 3) % 30) : -1, left};
                 }
             }
             draft_absorb(round, tree, settings, first, child.data());

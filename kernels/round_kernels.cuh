@@ -1,0 +1,240 @@
+// Rounds of staged speculation on the GPU alone: the same decode/round.h as on the CPU, run by a block between the
+// passes. All orders lie in device memory, so the host enqueues the same kernels again and again, some sequences ahead:
+//
+//     once        start_rounds    plans the first pass
+//     sequence:   some times
+//                   forward_pass  of the draft, over the nodes planned for it
+//                   propose       a block a node: its children
+//                   plan          lets the tree grow and plans the next draft pass or, when none pays, the target's
+//                 forward_pass    of the target, over the tree
+//                 choose          a block a node: the target's choice
+//                 accept          accepts a path, appends to the text and plans the next round's first pass
+//                 commit          both caches take over the accepted nodes; the host gets a report
+//
+// A pass that is not wanted has n = 0, and its kernels leave at once: the target's while the draft has more to do, the
+// draft's when the tree is ready, all after the end of the text. So a sequence may hold any number of draft passes; the
+// number that a round most often wants wastes the least.
+//
+// plan and accept are one block each: on one multiprocessor their instructions stay at hand, and they do little else
+// than wait for these.
+#pragma once
+
+#include "decode/round.h"
+#include "kernels/choose.cuh"
+#include "kernels/kv_commit.cuh"
+
+// What the host learns of a sequence. Times since the start, nanoseconds; the meanings are those of Statistics.
+struct RoundRecord {
+    uint32_t sequence;   // counted from 1; on the host written last
+    RoundReport report;  // n_emitted is 0 where no round ended
+    unsigned long long draft_ns, ngram_ns, target_ns;
+};
+
+constexpr int kRecords = 8;  // of the last sequences, on the host
+
+// What a block works on between passes, in its shared memory meanwhile.
+struct alignas(16) RoundWork {
+    Generation generation;
+    RoundState state;
+    alignas(16) Child child[kMaxNodes * kMaxChildren];  // the draft's proposals for the nodes of its pass with logits
+};
+
+// In device memory.
+struct DeviceRounds {
+    RoundWork work;
+    Sampling sampling;
+    RoundRecord record;
+    DevicePass draft_pass, target_pass;
+    uint32_t draft_number, target_number;  // of the next pass's first exchange
+    uint64_t stamp;                        // when the last kernel here ended
+    uint32_t stop;                         // not 0 ends the text
+    int32_t chosen[kMaxNodes];
+};
+
+struct RoundModel {
+    DeviceModel model;
+    uint32_t* counter[2];  // of a pass's phases, zero before it
+    uint32_t numbers;      // of exchanges, that a pass takes
+    PassNodes* nodes;
+    const float* logits;  // (n_logits, pad16(n_vocab)) of the last pass
+};
+
+// The same for all requests: a graph of these kernels can be used again.
+struct RoundArguments {
+    RoundModel target, draft;
+    float* scores;  // (kMaxNodes, pad16(n_vocab)) scratch of the draft
+    DeviceRounds* rounds;
+    int32_t* text;         // (n_positions)
+    RoundRecord* records;  // (kRecords) host memory, by sequence
+};
+
+static __shared__ uint4 shared_work[sizeof(RoundWork) / sizeof(uint4)];
+
+__device__ inline RoundWork& load_work(const DeviceRounds& rounds) {
+    constexpr int kWords = sizeof shared_work / sizeof(uint4),
+                  kEach = (kWords + kMultiplyThreads - 1) / kMultiplyThreads;
+    uint4 word[kEach];  // so that all are on their way at once
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) {
+        const int i = threadIdx.x + k * kMultiplyThreads;
+        if (i < kWords) word[k] = __ldcg(reinterpret_cast<const uint4*>(&rounds.work) + i);
+    }
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) {
+        const int i = threadIdx.x + k * kMultiplyThreads;
+        if (i < kWords) shared_work[i] = word[k];
+    }
+    __syncthreads();
+    return *reinterpret_cast<RoundWork*>(shared_work);
+}
+__device__ inline void store_work(DeviceRounds& rounds) {
+    constexpr int kWords = offsetof(RoundWork, child) / sizeof(uint4);
+#pragma unroll
+    for (int i = threadIdx.x; i < kWords; i += kMultiplyThreads)
+        reinterpret_cast<uint4*>(&rounds.work)[i] = shared_work[i];
+}
+
+// Slots first .. first + n - 1 as the nodes of a pass. token, depth, parent: by slot; parent -1 for depth 0.
+template <class Token, class Depth, class Parent>
+__device__ inline void write_nodes(PassNodes& nodes, int first, int n, const Token& token, const Depth& depth,
+                                   const Parent& parent) {
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        const int slot = first + i;
+        int d = depth(slot);
+        nodes.token[i] = token(slot);
+        nodes.depth[i] = d;
+        for (int at = parent(slot); d > 0; at = parent(at)) nodes.path[--d][i] = uint8_t(at);
+    }
+}
+
+// Orders the next pass: the draft's if one more pays, else the target's over the tree, nothing after the text's end.
+__device__ inline void plan_next(const RoundArguments& a, RoundWork& work) {
+    RoundState& state = work.state;
+    const bool going = state.report.going, drafting = going && round_plan(state, work.generation, a.text);
+    const DraftRound& round = state.draft;
+    const Tree& tree = state.tree;
+    DevicePass draft = {}, target = {};
+    if (drafting) {
+        const int n = round.n_slots - state.first;
+        draft = {n, round.n_slots - round_first_with_logits(state), round.base, state.first, a.draft.model.n_positions};
+        write_nodes(
+            *a.draft.nodes, state.first, n, [&](int slot) { return round.token[slot]; },
+            [&](int slot) { return slot < round.n_chain ? slot : round.n_chain - 1 + round.depth[slot]; },
+            [&](int slot) { return round.parent[slot]; });
+    } else if (going) {
+        target = {tree.n, tree.n, state.n_text - 1, 0, a.target.model.n_positions};
+        write_nodes(
+            *a.target.nodes, 0, tree.n, [&](int i) { return tree.node[i].token; },
+            [&](int i) { return tree.node[i].depth; }, [&](int i) { return tree.node[i].parent; });
+    }
+    if (threadIdx.x == 0) {
+        DeviceRounds& rounds = *a.rounds;
+        for (const RoundModel* model : {&a.draft, &a.target}) *model->counter[0] = *model->counter[1] = 0;
+        draft.number = rounds.draft_number;
+        target.number = rounds.target_number;
+        rounds.draft_pass = draft;
+        rounds.target_pass = target;
+        if (draft.n > 0) rounds.draft_number += a.draft.numbers;
+        if (target.n > 0) rounds.target_number += a.target.numbers;
+    }
+}
+
+__global__ void __launch_bounds__(kMultiplyThreads) start_rounds(const __grid_constant__ RoundArguments a) {
+    RoundWork& work = load_work(*a.rounds);
+    round_start(work.state, work.generation, a.text);
+    plan_next(a, work);
+    store_work(*a.rounds);
+    if (threadIdx.x == 0) {
+        a.rounds->record.report.going = true;
+        a.rounds->stamp = ptx::nanoseconds();
+    }
+}
+
+__global__ void __launch_bounds__(kMultiplyThreads) propose(const __grid_constant__ RoundArguments a) {
+    __shared__ ChooseSpace space;
+    DeviceRounds& rounds = *a.rounds;
+    const DevicePass pass = rounds.draft_pass;
+    const int n_vocab = a.draft.model.n_vocab, i = pass.n - pass.n_logits + blockIdx.x;  // the block's node
+    if (i >= pass.n) return;
+    const uint64_t row = uint64_t(blockIdx.x) * pad16(n_vocab);
+    team_propose(space, a.draft.logits + row, n_vocab, rounds.sampling, pass.base + a.draft.nodes->depth[i] + 1,
+                 rounds.work.generation.tree.tau, a.scores + row, kMaxChildren,
+                 rounds.work.child + blockIdx.x * kMaxChildren);
+}
+
+__global__ void __launch_bounds__(kMultiplyThreads) plan(const __grid_constant__ RoundArguments a) {
+    DeviceRounds& rounds = *a.rounds;
+    const uint64_t begin = ptx::nanoseconds();
+    if (rounds.draft_pass.n == 0) return;
+    RoundWork& work = load_work(rounds);
+    draft_absorb(work.state.draft, work.state.tree, work.generation.tree, work.state.first, work.child);
+    plan_next(a, work);
+    store_work(rounds);
+    if (threadIdx.x == 0) {
+        const uint64_t end = ptx::nanoseconds();
+        rounds.record.draft_ns += begin - rounds.stamp;
+        rounds.record.ngram_ns += end - begin;
+        rounds.stamp = end;
+    }
+}
+
+__global__ void __launch_bounds__(kMultiplyThreads) choose(const __grid_constant__ RoundArguments a) {
+    __shared__ ChooseSpace space;
+    DeviceRounds& rounds = *a.rounds;
+    const DevicePass pass = rounds.target_pass;
+    const int n_vocab = a.target.model.n_vocab, i = blockIdx.x;
+    if (i >= pass.n) return;
+    const int32_t token = team_choose(space, a.target.logits + uint64_t(i) * pad16(n_vocab), n_vocab, rounds.sampling,
+                                      pass.base + a.target.nodes->depth[i] + 1);
+    if (threadIdx.x == 0) rounds.chosen[i] = token;
+}
+
+__global__ void __launch_bounds__(kMultiplyThreads) accept(const __grid_constant__ RoundArguments a) {
+    DeviceRounds& rounds = *a.rounds;
+    const uint64_t begin = ptx::nanoseconds();
+    if (rounds.target_pass.n == 0) {
+        if (threadIdx.x == 0) {
+            rounds.work.state.target_commit.n = rounds.work.state.draft_commit.n = rounds.record.report.n_emitted = 0;
+            ++rounds.record.sequence;
+        }
+        return;
+    }
+    RoundWork& work = load_work(rounds);
+    RoundState& state = work.state;
+    round_accept(state, work.generation, a.text, rounds.chosen);
+    if (threadIdx.x == 0 && rounds.stop) state.report.going = false;
+    __syncthreads();
+    static_assert(sizeof(RoundReport) % 4 == 0);
+    for (int w = threadIdx.x; w < int(sizeof(RoundReport) / 4); w += blockDim.x)
+        reinterpret_cast<uint32_t*>(&rounds.record.report)[w] = reinterpret_cast<const uint32_t*>(&state.report)[w];
+    __syncthreads();
+    if (state.report.going) round_start(state, work.generation, a.text);
+    plan_next(a, work);
+    store_work(rounds);
+    if (threadIdx.x == 0) {
+        const uint64_t end = ptx::nanoseconds();
+        ++rounds.record.sequence;
+        rounds.record.target_ns += begin - rounds.stamp;
+        rounds.record.ngram_ns += end - begin;
+        rounds.stamp = end;
+    }
+}
+
+// Blocks: those of the target's commit, then those of the draft's.
+__global__ void __launch_bounds__(kMultiplyThreads) commit(const __grid_constant__ RoundArguments a) {
+    const DeviceRounds& rounds = *a.rounds;
+    const CommitList &target = rounds.work.state.target_commit, &draft = rounds.work.state.draft_commit;
+    const DeviceModel& m = a.target.model;
+    const int n_target = m.n_layer * 2 * m.n_head;
+    if (int(blockIdx.x) < n_target)
+        commit_rows(m, blockIdx.x, target.base, target.n, target.slot);
+    else
+        commit_rows(a.draft.model, blockIdx.x - n_target, draft.base, draft.n, draft.slot);
+    if (blockIdx.x != 0) return;
+    RoundRecord& record = a.records[rounds.record.sequence % kRecords];
+    static_assert(offsetof(RoundRecord, sequence) == 0 && sizeof(RoundRecord) % 4 == 0);
+    for (int w = 1 + threadIdx.x; w < int(sizeof(RoundRecord) / 4); w += blockDim.x)
+        reinterpret_cast<uint32_t*>(&record)[w] = reinterpret_cast<const uint32_t*>(&rounds.record)[w];
+    __syncthreads();
+    if (threadIdx.x == 0) ptx::store_release_system(&record.sequence, rounds.record.sequence);
+}
