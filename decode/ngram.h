@@ -19,31 +19,41 @@ struct Suffix {
     int32_t token[kMaxSuffix];  // the latest first; -1 before the text begins
 };
 
-// A look-up in the table that has been begun: what decides it was read at once, for it may come from far away.
+// A look-up in the table that has been begun: what decides it was read at once, for it may come from far away. A lane
+// holds the slot of the trigram contexts that lies as many after the search's beginning as its own number says.
 struct NgramLookup {
     int32_t older, newer;
-    uint32_t context[2], first;  // of the slot where the search for the trigram context begins
-    uint32_t bigram_first;       // token of the bigram context
+    uint32_t slot, context[2], first;  // first: of the successors
+    uint32_t bigram_first;             // of the bigram context's
 };
 
 // Begins the look-up of the context (older, newer). newer is a token of the vocabulary; older may be -1 where the text
-// begins.
+// begins. By a warp, as the function that ends it.
 HD inline NgramLookup ngram_begin(const NgramView& table, int32_t older, int32_t newer) {
     const uint32_t mask = (uint32_t(1) << table.header->log2_slots) - 1;
-    const NgramEntry& entry = table.trigram[ngram_hash(uint32_t(older), uint32_t(newer)) & mask];
-    return {older, newer, {entry.context[0], entry.context[1]}, entry.token[0], table.bigram[newer].token[0]};
+    const uint32_t slot = (ngram_hash(uint32_t(older), uint32_t(newer)) + uint32_t(warp_lane())) & mask;
+    const NgramEntry& entry = table.trigram[slot];
+    return {older, newer, slot, {entry.context[0], entry.context[1]}, entry.token[0], table.bigram[newer].token[0]};
 }
 
 // Successors of the context by the table: of the trigram, else of the bigram, else of no context.
-HD inline const NgramEntry* ngram_end(const NgramView& table, const NgramLookup& lookup) {
-    const uint32_t older = uint32_t(lookup.older), newer = uint32_t(lookup.newer);
-    if (lookup.older >= 0 && lookup.first != kNoToken) {
-        const uint32_t mask = (uint32_t(1) << table.header->log2_slots) - 1;
-        if (lookup.context[0] == older && lookup.context[1] == newer)
-            return &table.trigram[ngram_hash(older, newer) & mask];
-        if (const NgramEntry* entry = ngram_find(table, older, newer)) return entry;  // further on
+HD inline const NgramEntry* ngram_end(const NgramView& table, NgramLookup lookup) {
+    const uint32_t older = uint32_t(lookup.older), newer = uint32_t(lookup.newer), lanes = uint32_t(warp_lanes());
+    const uint32_t mask = (uint32_t(1) << table.header->log2_slots) - 1;
+    for (uint32_t probe = 0; lookup.older >= 0 && probe < table.header->max_probes; probe += lanes) {
+        // The first slot that is empty or the context's own decides.
+        const uint32_t lane = uint32_t(warp_lane());
+        const bool empty = lookup.first == kNoToken;
+        const bool found = !empty && lookup.context[0] == older && lookup.context[1] == newer;
+        const bool decides = (empty || found) && probe + lane < table.header->max_probes;
+        const uint32_t decided = warp_min(decides ? 2 * lane + empty : ~0u);
+        if (decided % 2 == 0) return &table.trigram[(lookup.slot - lane + decided / 2) & mask];
+        if (decided != ~0u) break;
+        lookup.slot = (lookup.slot + lanes) & mask;
+        const NgramEntry& entry = table.trigram[lookup.slot];
+        lookup.context[0] = entry.context[0], lookup.context[1] = entry.context[1], lookup.first = entry.token[0];
     }
-    return lookup.bigram_first != kNoToken ? &table.bigram[newer] : table.unigram;
+    return lookup.bigram_first != kNoToken ? &table.bigram[lookup.newer] : table.unigram;
 }
 
 HD inline const NgramEntry* ngram_entry(const NgramView& table, int32_t older, int32_t newer) {

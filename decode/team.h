@@ -99,6 +99,9 @@ HD inline void warp_sync() {
 HD inline uint32_t warp_max(uint32_t value) {
     return ON_GPU(__reduce_max_sync(~0u, value), value);
 }
+HD inline uint32_t warp_min(uint32_t value) {
+    return ON_GPU(__reduce_min_sync(~0u, value), value);
+}
 // Ascends with the number; not for NaN.
 HD inline uint32_t ascending_bits(float x) {
     const uint32_t bits = x == 0 ? 0 : float_to_bits(x);
