@@ -164,25 +164,24 @@ HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings
 
     int taken = 0, n_slots = begin;  // of the open nodes; planned
     if (ngram_nodes > 0) {
-        // What follows the open nodes, all at once.
-        const int n_asked = n_open < end - begin ? n_open : end - begin;
+        // What follows the open nodes, or the root in the first pass: all at once.
+        const int n_asked = first_pass ? 1 : n_open < end - begin ? n_open : end - begin;
+        const auto asked_node = [&](int k) -> const Node& { return tree.node[first_pass ? 0 : space.open[k]]; };
+        const auto asked = [&](int k) -> Asked& { return first_pass ? space.at_slot[root_slot] : space.at_open[k]; };
         team_for(n_asked, [&](int k) {
-            const Node& node = tree.node[space.open[k]];
-            space.at_open[k].suffix = draft_suffix(round, node.token, tree.node[node.parent].slot, text, n_text);
+            const Node& node = asked_node(k);
+            asked(k).suffix = first_pass ? draft_suffix(round, node.token, 0, text, n_text - 1)
+                                         : draft_suffix(round, node.token, tree.node[node.parent].slot, text, n_text);
         });
-        if (first_pass && team_thread() == 0)
-            space.at_slot[root_slot].suffix = draft_suffix(round, text[n_text - 1], 0, text, n_text - 1);
         team_for(kMaxNodes * kMaxGuesses,
                  [&](int i) { space.at_slot[i / kMaxGuesses].score[i % kMaxGuesses] = -INFINITY; });
         team_sync();
-        for (int k = team_warp(); k < n_asked; k += team_warps()) {
-            const Node& node = tree.node[space.open[k]];
-            ask(space.at_open[k], node.depth, node.score);
-        }
+        NO_UNROLL
+        for (int k = team_warp(); k < n_asked; k += team_warps())
+            ask(asked(k), asked_node(k).depth, asked_node(k).score);
         team_sync();
         // Then best first: each choice of a guess brings the guesses below it.
         if (team_warp() == 0) {
-            if (first_pass) ask(space.at_slot[root_slot], 0, 0);
             int left = ngram_nodes;
             while (n_slots < end && left > 0) {
                 int best = -1;

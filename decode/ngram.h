@@ -76,9 +76,9 @@ HD inline int suffix_match(const int32_t* text, int n_text, const Suffix& suffix
         // Where two tokens match, of 32 positions of this lane, the latest first.
         uint32_t matches = 0;
         NO_UNROLL
-        for (int k = 0; k < 32 && high - k * warp_lanes() > 0; k += 4) {
+        for (int k = 0; k < 32 && high - k * warp_lanes() > 0; k += 8) {
             UNROLL
-            for (int i = k; i < k + 4; ++i) {
+            for (int i = k; i < k + 8; ++i) {
                 const int end = high - i * warp_lanes() - warp_lane();
                 if (end > 0 && text[end] == last && text[end - 1] == before) matches |= 1u << i;
             }
@@ -100,8 +100,8 @@ HD inline int suffix_match(const int32_t* text, int n_text, const Suffix& suffix
 
 // Guesses for the token after the suffix, best first, no token twice; returns their number. text: (n_text < 2^28) the
 // committed tokens. By a warp; the lanes share `guess`.
-HD NOINLINE inline int ngram_guess(const NgramView& table, const int32_t* text, int n_text, const Suffix& suffix,
-                                   Guess* guess /* (kMaxGuesses) */) {
+HD inline int ngram_guess(const NgramView& table, const int32_t* text, int n_text, const Suffix& suffix,
+                          Guess* guess /* (kMaxGuesses) */) {
     NgramLookup lookup;
     if (table.header) lookup = ngram_begin(table, suffix.token[1], suffix.token[0]);
     int length;

@@ -5,8 +5,8 @@
 //
 //     team_for(n, [&](int i) { ... });    team_sync();
 //
-// On the GPU such a function runs once per round or pass and mostly waits for its own instructions to be fetched:
-// short code is fast code, hence no inlining and no unrolling without need.
+// On the GPU such a function runs once a pass and partly waits for its own instructions to be fetched: short code is
+// fast code, hence no unrolling without need.
 #pragma once
 
 #include <cstdint>
@@ -18,13 +18,11 @@
 #define TEAM_SHARED __shared__
 #define UNROLL _Pragma("unroll")  // so that an array stays in registers
 #define NO_UNROLL _Pragma("unroll 1")
-#define NOINLINE __noinline__
 #define ON_GPU(gpu, cpu) gpu
 #else
 #define TEAM_SHARED
 #define UNROLL
 #define NO_UNROLL
-#define NOINLINE
 #define ON_GPU(gpu, cpu) cpu
 #endif
 
