@@ -29,6 +29,9 @@ std::string cuda_unsupported(const Config& c) {
     if (c.n_embd % 64 || c.n_head * kHeadSize != c.n_embd)
         return "the GPU engine needs heads of 64 columns, and this model has " + std::to_string(c.n_head) +
                " heads over " + std::to_string(c.n_embd) + " columns; run it with --device cpu";
+    if (c.n_layer > kMaxDeviceLayers)
+        return "the GPU engine takes up to " + std::to_string(kMaxDeviceLayers) + " layers, and this model has " +
+               std::to_string(c.n_layer) + "; run it with --device cpu";
     if (c.n_embd > 4 * kMaxQuads * kMultiplyThreads)
         return "the GPU engine takes up to " + std::to_string(4 * kMaxQuads * kMultiplyThreads) +
                " columns, and this model has " + std::to_string(c.n_embd) + "; run it with --device cpu";
@@ -236,17 +239,22 @@ uint32_t CudaModel::reserve_numbers(int n_passes) {
 
 // Of a launch for up to n nodes of the pass.
 PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
-    PassArguments a = {model_, {}, scratch_, shared_layout(column_tiles(n)), pace, pass, nullptr, 1, n, 0, nodes_, 0};
+    PassArguments a = {model_, {}, {},     scratch_, shared_layout(column_tiles(n)), pace, pass, nullptr, 1,
+                       n,      0,  nodes_, 0};
     const LayerLayout& l = model_.layer;
     const int rows = config_.n_embd / 16, units = n == 1 ? kSplit : 1;
     const auto plan = [&](Matrix which, uint64_t weight, uint64_t bias, int n_tasks, int units) {
-        a.matrix[int(which)] = {weight, bias, n_tasks, units, n_tasks % n_blocks_};
+        a.matrix[int(which)] = {weight, bias, n_tasks, units};
     };
     plan(Matrix::c_attn, l.c_attn_weight, l.c_attn_bias, 3 * rows, 1);
     plan(Matrix::c_proj, l.c_proj_weight, kNoBias, rows, 1);
     plan(Matrix::c_fc, l.c_fc_weight, l.c_fc_bias, 4 * rows, 1);
     plan(Matrix::mlp_proj, l.mlp_proj_weight, kNoBias, kSplit / units * rows, units);
     plan(Matrix::head, model_.lm_head, kNoBias, int(pad16(config_.n_vocab) / 16), 1);
+    for (int at = 0, turn = 0; at <= kLayerMatrices * config_.n_layer; ++at) {
+        a.turn[at] = uint16_t(turn);
+        turn = (turn + a.matrix[at % kLayerMatrices].n_tasks) % n_blocks_;
+    }
     std::swap(scratch_.counter, scratch_.next_counter);
     // As few nodes of a head together as take no more rounds over the blocks than the most nodes would.
     const auto rounds = [&](int group) {
@@ -280,8 +288,8 @@ void CudaModel::stage(const Pass& pass) {
     next_staging_ = (next_staging_ + 1) % kStagings;
 }
 
-// Launches the pass, or the one that device_pass holds if that has least to most nodes. What is wider than a launch goes
-// in several: parents come before children.
+// Launches the pass, or the one that device_pass holds if that has least to most nodes. What is wider than a launch
+// goes in several: parents come before children.
 void CudaModel::launch(const DevicePass& pass, const DevicePass* device_pass, int least, int most,
                        CUstream_st* stream) {
     for (int at = 0; at < most; at += max_width_) {
@@ -293,9 +301,10 @@ void CudaModel::launch(const DevicePass& pass, const DevicePass* device_pass, in
         a.at = at;
         a.number = uint32_t(at / max_width_) * numbers_of_launch();
         void* parameters[] = {&a};
-        cuda_check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(pass_kernel(column_tiles(width))),
-                                               dim3(n_blocks_), dim3(kBlockThreads), parameters, a.shared.bytes, stream),
-                   "starting a pass");
+        cuda_check(
+            cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(pass_kernel(column_tiles(width))),
+                                        dim3(n_blocks_), dim3(kBlockThreads), parameters, a.shared.bytes, stream),
+            "starting a pass");
     }
 }
 

@@ -118,17 +118,19 @@ struct MatrixPlan {
     uint64_t weight, bias;  // offsets in layer 0; kNoBias: none, or not added with the product
     int n_tasks;            // of `units` units each: 16 rows by n_embd columns
     int units;
-    int turn;  // n_tasks mod the number of blocks
 };
 constexpr uint64_t kNoBias = ~uint64_t(0);
 
 // The matrices of a pass in their order: four a layer, then the head.
 enum class Matrix { c_attn, c_proj, c_fc, mlp_proj, head };
 constexpr int kLayerMatrices = 4;
+constexpr int kMaxDeviceLayers = 64;
 
 struct PassArguments {
     DeviceModel model;
     MatrixPlan matrix[kLayerMatrices + 1];  // by Matrix
+    uint16_t
+        turn[kLayerMatrices * kMaxDeviceLayers + 1];  // tasks of the pass before each matrix, mod the number of blocks
     Scratch scratch;
     SharedLayout shared;
     Pace pace;

@@ -86,14 +86,13 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
     for (int i = single(a) ? 0 : blockIdx.x; i < n; i += grid)
         embed(m, shared_state.token[i], pass.base + shared_state.depth[i], b.x(single(a) ? 0 : i / grid));
 
-    Matrices matrices{a};
     const int n_matrices = kLayerMatrices * m.n_layer + (pass.n_logits > 0);
 #pragma unroll 1
     for (int at = 0; at < n_matrices; ++at) {
         b.thread = ptx::kept(threadIdx.x);  // what follows from it is worked out anew, else it would fill the registers
         const int layer = at / kLayerMatrices;
-        const Matrix which = layer == m.n_layer ? Matrix::head : Matrix(at % kLayerMatrices);
-        const TaskMatrix matrix = matrices.next(which, layer);
+        const Matrix which = matrix_kind(a, at);
+        const TaskMatrix matrix = task_matrix(a, at);
         const uint32_t number = pass.number + at;  // of this matrix's result
         const bool has_work = matrix.has_work();
         int first = 0, loaded = -1;  // first node; the part of K that the input holds

@@ -28,23 +28,20 @@ struct TaskMatrix {
     __device__ bool has_work() const { return first_task < n_tasks; }
 };
 
-// Walks the matrices of a pass.
-struct Matrices {
-    const PassArguments& a;
-    int turn = 0;  // tasks dealt so far, mod the number of blocks
+__device__ inline Matrix matrix_kind(const PassArguments& a, int at) {
+    return at == kLayerMatrices * a.model.n_layer ? Matrix::head : Matrix(at % kLayerMatrices);
+}
 
-    __device__ TaskMatrix next(Matrix which, int layer) {
-        const MatrixPlan& plan = a.matrix[int(which)];
-        const uint8_t* base = a.model.weights + (which == Matrix::head ? 0 : layer * a.model.layer_stride);
-        int first = int(blockIdx.x) - turn;
-        if (first < 0) first += gridDim.x;
-        turn += plan.turn;
-        if (turn >= int(gridDim.x)) turn -= gridDim.x;
-        return {reinterpret_cast<const uint16_t*>(base + plan.weight),
-                plan.bias == kNoBias ? nullptr : reinterpret_cast<const float*>(base + plan.bias), plan.n_tasks,
-                plan.units, first};
-    }
-};
+// Matrix `at` of the pass, counted through the layers.
+__device__ inline TaskMatrix task_matrix(const PassArguments& a, int at) {
+    const Matrix which = matrix_kind(a, at);
+    const MatrixPlan& plan = a.matrix[int(which)];
+    const uint8_t* base = a.model.weights + (which == Matrix::head ? 0 : at / kLayerMatrices * a.model.layer_stride);
+    const int first = int(blockIdx.x) - a.turn[at];
+    return {reinterpret_cast<const uint16_t*>(base + plan.weight),
+            plan.bias == kNoBias ? nullptr : reinterpret_cast<const float*>(base + plan.bias), plan.n_tasks, plan.units,
+            first < 0 ? first + int(gridDim.x) : first};
+}
 
 extern __shared__ __align__(128) uint8_t shared_memory[];  // SharedLayout's regions
 
@@ -154,14 +151,11 @@ struct Stream {
 
     // All of a pass, in the order in which forward() reads it.
     __device__ bool copy_pass(bool with_head) {
-        const int n_blocks = a.model.n_embd / 16;
-        Matrices matrices{a};
+        const int n_matrices = kLayerMatrices * a.model.n_layer + with_head;
 #pragma unroll 1
-        for (int layer = 0; layer < a.model.n_layer; ++layer)
-#pragma unroll 1
-            for (int which = 0; which < kLayerMatrices; ++which)
-                if (!copy_matrix(matrices.next(Matrix(which), layer), n_blocks)) return false;
-        return !with_head || copy_matrix(matrices.next(Matrix::head, 0), n_blocks);
+        for (int at = 0; at < n_matrices; ++at)
+            if (!copy_matrix(task_matrix(a, at), a.model.n_embd / 16)) return false;
+        return true;
     }
 
     // Copies under way must land before the block's shared memory is given back.
