@@ -62,6 +62,7 @@ public:
     CUstream_st* stream() const { return stream_; }
     int device() const { return device_; }
     const DeviceModel& device_model() const { return model_; }
+    const Scratch& scratch() const { return scratch_; }  // what the last pass left between its phases
     PassNodes* device_nodes() const { return nodes_; }
     float* device_scores() const { return scores_; }                // (kMaxNodes, pad16(n_vocab)) scratch
     const float* device_logits() const { return scratch_.logits; }  // (n_logits, pad16(n_vocab)) of the last pass

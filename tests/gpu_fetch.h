@@ -1,0 +1,16 @@
+// Reads device memory back.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+// Waits for the device, then copies; false if either failed.
+bool fetch_bytes(void* to, const void* from, size_t bytes);
+
+// n values; empty if the device failed.
+template <class T>
+std::vector<T> fetch(const T* from, size_t n) {
+    std::vector<T> values(n);
+    if (!fetch_bytes(values.data(), from, n * sizeof(T))) values.clear();
+    return values;
+}
