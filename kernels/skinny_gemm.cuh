@@ -101,7 +101,11 @@ __device__ inline void multiply_unit(Block& b, int n_blocks, int first_row, int 
         shared_state.bias[held][b.thread] =
             __uint_as_float(ptx::load_shared_4(b.ring.slot(b.read) + kBiasOffset + b.thread * 4));
     }
+#if __CUDA_ARCH__ < 1000
     constexpr int kTogether = NT <= 2 ? 2 : 1;  // pieces
+#else
+    constexpr int kTogether = 1;  // ptxas needs more registers there
+#endif
 #pragma unroll 1
     for (; n_blocks > kPieceBlocks && kTogether == 2; n_blocks -= 2 * kPieceBlocks, input += 2 * kPieceBlocks * 32)
         multiply_pieces<NT, kTogether>(b, n_blocks - kPieceBlocks, weights, input, sum, odd);
