@@ -41,6 +41,7 @@
 #include "decode/generate.h"
 #include "decode/prompts.h"
 #include "decode/reference_decoder.h"
+#include "decode/tuning.h"
 #include "kernels/ceilings.h"
 #include "kernels/cuda_decoder.h"
 #include "model/blob.h"
@@ -486,6 +487,16 @@ std::unique_ptr<Decoder> make_decoder(const Options& options, const Blob& blob) 
     return make_decoder(choose_device(options, blob), blob);
 }
 
+// The tree settings that bench --tune found for the model on this device, else the device's own.
+TreeSettings device_tree(const Decoder& decoder, const Blob& blob) {
+    try {
+        if (const auto tuned = load_tuning(tuning_path(blob, decoder.device_name()))) return *tuned;
+    } catch (const Error& error) {
+        note(error.what());
+    }
+    return decoder.default_tree();
+}
+
 Account account_of(Mode mode, const Statistics& stats, const Blob& blob, const Decoder& decoder) {
     const Config draft = blob.has_draft() ? blob.draft().config : Config{};
     return account_of(blob.target().config, blob.has_draft() ? &draft : nullptr, mode, stats, decoder.facts());
@@ -513,7 +524,7 @@ Result continue_text(Decoder& decoder, const Blob& blob, const Tokenizer* tokeni
                              .max_tokens = generation.max_tokens,
                              .mode = mode,
                              .sampling = generation.sampling,
-                             .tree = generation.tree_on(decoder.default_tree()),
+                             .tree = generation.tree_on(device_tree(decoder, blob)),
                              .ignore_eos = generation.ignore_eos};
     Continuation continuation(tokenizer, generation.stop, trace);
     bool going = !generation.echo || write(continuation.echo(prompt));
@@ -834,6 +845,7 @@ int score(int argc, char** argv) {
 struct MeasuringOptions : Options {
     std::optional<std::string> prompts, json;
     int limit = 0, repeats = 3;
+    bool tune = false;
 };
 
 // sampling: its settings may be chosen, not the seed alone. limit: prompts by default, 0: all.
@@ -855,6 +867,11 @@ void add_measuring_options(CLI::App& app, MeasuringOptions& options, bool sampli
     count("repeats", options.repeats, "Measure each N times and take the median [3]");
     app.add_option("--json", options.json, "Write the report as JSON; - is standard output")->type_name("FILE");
     app.add_flag("--ignore-eos", generation.ignore_eos, "Go on after the model's end of text");
+    if (!sampling)
+        app.add_flag(
+            "--tune", options.tune,
+            "Find the fastest tree for this model on this device, with 6 prompts unless --limit says otherwise, "
+            "and keep it for later runs");
     for (const Setting& setting : kSettings) {
         const std::string_view name = setting.name, group = setting.group;
         if (name == "seed" || (group == "Sampling" && sampling) || (group == kTree && name != "mode"))
@@ -913,6 +930,22 @@ json report_head(const char* kind, int argc, char** argv, const MeasuringOptions
             {"n_prompts", plan.prompts.size()}};
 }
 
+// Finds the fastest tree settings and keeps them for later runs.
+int tune_tree(Decoder& decoder, const BenchPlan& plan, const Blob& blob,
+              const std::function<void(const std::string&)>& progress) {
+    const std::string path = tuning_path(blob, decoder.device_name());
+    if (path.empty())
+        throw Error(kExitFailed, "--tune has no place for its file: neither XDG_CACHE_HOME nor HOME names a folder");
+    const Tuned tuned = tune(decoder, plan, progress);
+    save_tuning(path, tuned);
+    Output output;
+    output.write(decoder.device_name() + "\n\n" + tuned.table + "\nkept in " + path + ": " +
+                 std::to_string(tuned.tree.nodes) + " nodes, draft passes of " +
+                 std::to_string(tuned.tree.draft_width) + "\n");
+    output.check();
+    return kExitDone;
+}
+
 // bench: the modes against each other. roofline: the modes below this machine's ceilings.
 int measure_modes(int argc, char** argv, bool roofline) {
     MeasuringOptions options;
@@ -926,8 +959,13 @@ int measure_modes(int argc, char** argv, bool roofline) {
                ".py REPORT.json -o OUT.png. Nothing is reported, and the exit code is 1,\n"
                "if the modes' outputs differ.");
     parse(app, argc, argv);
+    if (options.tune && options.json)
+        usage_error("--tune prints its table and keeps a file of its own; leave out --json");
+    if (options.tune && options.limit == 0) options.limit = 6;
 
     const Blob blob = open_model(options);
+    if (options.tune && !blob.has_draft())
+        throw Error(kExitUsage, "--tune: " + blob.name() + " holds no draft, so there is no tree to tune");
     BenchPlan plan;
     plan.prompts = bench_prompts(options, blob);
     plan.max_tokens = options.generation.max_tokens;
@@ -951,7 +989,8 @@ int measure_modes(int argc, char** argv, bool roofline) {
         ceilings = device < 0 ? cpu_ceilings() : cuda_ceilings(device);
     }
     const auto decoder = make_decoder(device, blob);
-    plan.tree = options.generation.tree_on(decoder->default_tree());
+    plan.tree = options.generation.tree_on(device_tree(*decoder, blob));
+    if (options.tune) return tune_tree(*decoder, plan, blob, progress);
     const auto results = measure(*decoder, plan, progress);
     json report = report_head(roofline ? "roofline" : "bench", argc, argv, options, plan, blob);
     report["device"] = facts_json(device < 0 ? cpu_facts() : cuda_facts(device));

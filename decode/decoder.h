@@ -77,6 +77,9 @@ public:
 
     virtual EngineFacts facts() const = 0;
 
+    // "CPU, 2 threads" or the GPU's name.
+    virtual std::string device_name() const = 0;
+
     // Natural-log probability of each token but the first given those before it: n - 1 values for n tokens,
     // 1 <= n <= n_positions.
     virtual std::vector<float> score(std::span<const int32_t> tokens) = 0;

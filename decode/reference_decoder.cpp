@@ -17,7 +17,7 @@ public:
         if (request.mode != Mode::baseline && !draft_)
             throw Error(kExitUsage, "this mode needs a draft and the model file holds none; use --mode baseline");
         Statistics stats = ::generate(target_, draft_.get(), table_, request, emit);
-        stats.device = "CPU, " + std::to_string(target_.n_threads()) + " threads";
+        stats.device = device_name();
         stats.device_bytes = target_.bytes() + (draft_ ? draft_->bytes() : 0);
         return stats;
     }
@@ -28,6 +28,8 @@ public:
     }
 
     EngineFacts facts() const override { return {.kv_value_bytes = sizeof(float), .pass_width = kMaxNodes}; }
+
+    std::string device_name() const override { return "CPU, " + std::to_string(target_.n_threads()) + " threads"; }
 
     std::vector<float> score(std::span<const int32_t> tokens) override { return ::score(target_, tokens); }
 

@@ -70,6 +70,8 @@ public:
 
     EngineFacts facts() const override { return {.kv_value_bytes = 2, .pass_width = target_.max_width()}; }
 
+    std::string device_name() const override { return name_; }
+
     std::vector<float> score(std::span<const int32_t> tokens) override { return ::score(target_, tokens); }
 
 private:

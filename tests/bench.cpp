@@ -79,6 +79,7 @@ struct CountingDecoder : Decoder {
     }
     TreeSettings default_tree() const override { return {}; }
     EngineFacts facts() const override { return {2, kMaxNodes}; }
+    std::string device_name() const override { return "none"; }
     std::vector<float> score(std::span<const int32_t>) override { return {}; }
 };
 

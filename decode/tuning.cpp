@@ -1,0 +1,140 @@
+#include "decode/tuning.h"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "model/error.h"
+#include "model/output_file.h"
+
+using json = nlohmann::ordered_json;
+
+// What the file keeps of the settings, with the range of each.
+struct TreeField {
+    const char* name;
+    int TreeSettings::*field;
+    int least, most;
+};
+constexpr std::array kFields = {TreeField{"nodes", &TreeSettings::nodes, 1, kMaxNodes},
+                                TreeField{"depth", &TreeSettings::depth, 1, kMaxDepth},
+                                TreeField{"children", &TreeSettings::children, 1, kMaxChildren},
+                                TreeField{"draft_width", &TreeSettings::draft_width, 1, kMaxNodes},
+                                TreeField{"draft_passes", &TreeSettings::draft_passes, 1, 16},
+                                TreeField{"ngram_nodes", &TreeSettings::ngram_nodes, 0, kMaxNodes - 1}};
+
+std::string tuning_path(const Blob& blob, const std::string& device_name) {
+    const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
+    std::string folder;
+    if (cache && *cache == '/')
+        folder = cache;
+    else if (home && *home == '/')
+        folder = std::string(home) + "/.cache";
+    else
+        return "";
+    std::string device = device_name;
+    for (char& c : device)
+        if (!std::isalnum(static_cast<unsigned char>(c))) c = '-';
+    char checksum[17];
+    std::snprintf(checksum, sizeof checksum, "%016llx", static_cast<unsigned long long>(blob.header().header_xxh3));
+    return folder + "/staged-gpt2/tree-" + checksum + "-" + device + ".json";
+}
+
+std::optional<TreeSettings> load_tuning(const std::string& path) {
+    std::ifstream file(path);
+    if (!file) return std::nullopt;
+    const json tuning = json::parse(file, nullptr, false);
+    const auto refuse = [&](const std::string& what) {
+        throw Error(kExitFailed, path + " " + what + "; delete it, or run staged-gpt2 bench --tune again");
+    };
+    if (!tuning.is_object() || !tuning.contains("tree") || !tuning["tree"].is_object())
+        refuse("holds no tree settings");
+    TreeSettings tree;
+    for (const TreeField& f : kFields) {
+        const json& tree_json = tuning["tree"];
+        const bool there = tree_json.contains(f.name) && tree_json[f.name].is_number_integer();
+        const int64_t value = there ? tree_json[f.name].get<int64_t>() : -1;
+        if (value < f.least || value > f.most) refuse(std::string("holds no usable \"") + f.name + "\"");
+        tree.*f.field = int(value);
+    }
+    const double cost =
+        tuning.contains("draft_cost") && tuning["draft_cost"].is_number() ? tuning["draft_cost"].get<double>() : -1;
+    if (!(cost > 0 && cost < 100)) refuse("holds no usable \"draft_cost\"");
+    tree.draft_cost = float(cost);
+    return tree;
+}
+
+void save_tuning(const std::string& path, const Tuned& tuned) {
+    std::error_code fault;
+    const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+    std::filesystem::create_directories(folder, fault);
+    if (fault) throw Error(kExitFailed, "cannot create " + folder.string() + ": " + fault.message());
+    json tree;
+    for (const TreeField& f : kFields) tree[f.name] = tuned.tree.*f.field;
+    const std::string text =
+        json({{"tree", tree}, {"draft_cost", tuned.tree.draft_cost}, {"tokens_per_s", tuned.tokens_per_s}}).dump(2) +
+        "\n";
+    OutputFile file(path);
+    file.write({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
+    file.commit();
+}
+
+Tuned tune(Decoder& decoder, BenchPlan plan, const std::function<void(const std::string&)>& progress) {
+    plan.modes = {Mode::baseline, plan.modes.back()};
+    plan.repeats = std::max(plan.repeats, 1);
+    Tuned best = {plan.tree, 0, ""};
+    double measured_cost = plan.tree.draft_cost;
+    char line[160];
+    std::snprintf(line, sizeof line, "%5s %6s %7s %10s %10s\n", "nodes", "width", "n-gram", "draft cost", "tokens/s");
+    best.table = line;
+    const auto attempt = [&](TreeSettings tree) {
+        tree.nodes = std::clamp(tree.nodes, 1, kMaxNodes);
+        tree.draft_width = std::clamp(tree.draft_width, 1, kMaxNodes);
+        tree.ngram_nodes = std::clamp(tree.ngram_nodes, 0, tree.draft_width - 1);
+        plan.tree = tree;
+        progress("trying " + std::to_string(tree.nodes) + " nodes, draft passes of " +
+                 std::to_string(tree.draft_width));
+        const auto results = measure(decoder, plan, [](const std::string&) {});
+        double log_speed = 0, draft_ms = 0, target_ms = 0;
+        int draft_passes = 0, rounds = 0;
+        for (const std::vector<Measured>& setting : results) {
+            double tokens = 0, ms = 0;
+            for (const Measured& prompt : setting) {
+                const Statistics& s = prompt.by_mode.back();
+                tokens += s.emitted;
+                ms += s.total_ms - s.prefill_ms;
+                draft_ms += s.draft_ms, target_ms += s.target_ms;
+                draft_passes += s.draft_passes, rounds += s.rounds;
+            }
+            log_speed += std::log(std::max(tokens, 1e-9) / std::max(ms * 1e-3, 1e-9)) / double(results.size());
+        }
+        if (draft_passes > 0 && rounds > 0 && target_ms > 0)
+            measured_cost = std::clamp(draft_ms / draft_passes / (target_ms / rounds), 0.01, 10.0);
+        const double speed = std::exp(log_speed);
+        std::snprintf(line, sizeof line, "%5d %6d %7d %10.2f %10.1f\n", tree.nodes, tree.draft_width, tree.ngram_nodes,
+                      double(tree.draft_cost), speed);
+        best.table += line;
+        if (speed > best.tokens_per_s) best.tree = tree, best.tokens_per_s = speed;
+    };
+    attempt(plan.tree);
+    const TreeSettings start = plan.tree;
+    for (const int nodes : {4, 6, 8, 12, 16, 24, 32, 48}) {
+        TreeSettings tree = start;
+        tree.nodes = nodes;
+        tree.draft_width = std::min(nodes, 16);
+        tree.ngram_nodes = tree.draft_width / 2;
+        tree.children = std::max(start.children, nodes > 8 ? 4 : 1);
+        attempt(tree);
+    }
+    for (const double factor : {0.5, 1.0, 2.0}) {  // when to stop drafting, around the cost as measured
+        TreeSettings tree = best.tree;
+        tree.draft_cost = float(measured_cost * factor);
+        attempt(tree);
+    }
+    return best;
+}

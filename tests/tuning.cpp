@@ -1,0 +1,91 @@
+// bench --tune: finds settings, keeps them, and later runs take them without changing a text.
+#include <doctest/doctest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "decode/tuning.h"
+#include "model/error.h"
+#include "tests/run_program.h"
+#include "tests/temporary_folder.h"
+
+namespace {
+
+// The cache of programs that are run, for the time of a test.
+struct CacheFolder {
+    TemporaryFolder folder;
+    std::string before = std::getenv("XDG_CACHE_HOME") ? std::getenv("XDG_CACHE_HOME") : "";
+    CacheFolder() { setenv("XDG_CACHE_HOME", folder.path.c_str(), 1); }
+    ~CacheFolder() {
+        if (before.empty())
+            unsetenv("XDG_CACHE_HOME");
+        else
+            setenv("XDG_CACHE_HOME", before.c_str(), 1);
+    }
+    std::vector<std::string> files() const {
+        std::vector<std::string> found;
+        for (const auto& entry : std::filesystem::recursive_directory_iterator(folder.path))
+            if (entry.is_regular_file()) found.push_back(entry.path());
+        return found;
+    }
+};
+
+}  // namespace
+
+TEST_CASE("bench --tune keeps a tree that later runs take, and the text stays the same") {
+    CacheFolder cache;
+    const std::vector<std::string> write = {"--max-tokens", "24", "--stats", "class Stack:"};
+    const ProgramRun before = staged_gpt2(write);
+    REQUIRE(before.exit_code == 0);
+    const ProgramRun run = run_program(
+        "staged-gpt2", {"bench", "--device", "cpu", "--tune", "--limit", "1", "--repeats", "1", "--max-tokens", "6"});
+    REQUIRE_MESSAGE(run.exit_code == 0, run.err);
+    const auto files = cache.files();
+    REQUIRE(files.size() == 1);
+    CHECK(run.out.find("kept in " + files[0]) != run.out.npos);
+    CHECK(load_tuning(files[0]).has_value());
+
+    // A file with one node a tree: later runs guess nothing, and write the same.
+    Tuned tuned = {*load_tuning(files[0]), 1, ""};
+    tuned.tree.nodes = 1;
+    save_tuning(files[0], tuned);
+    const ProgramRun after = staged_gpt2(write);
+    REQUIRE(after.exit_code == 0);
+    CHECK(after.out == before.out);
+    CHECK(before.err.find("1.00 tokens a target pass") == before.err.npos);
+    CHECK(after.err.find("1.00 tokens a target pass") != after.err.npos);
+
+    // A damaged file is named and passed over.
+    std::ofstream(files[0]) << "{\"tree\": {\"nodes\": 1000}}";
+    const ProgramRun damaged = staged_gpt2(write);
+    CHECK(damaged.exit_code == 0);
+    CHECK(damaged.out == before.out);
+    CHECK(damaged.err.find(files[0] + " holds no usable \"nodes\"") != damaged.err.npos);
+}
+
+TEST_CASE("tuning files: what is not one is refused, no file is no settings") {
+    TemporaryFolder folder;
+    const std::string path = folder.path + "/tree.json";
+    CHECK(!load_tuning(path).has_value());
+    for (const char* text : {"", "[]", "{", "{\"tree\": 3}",
+                             "{\"tree\": {\"nodes\": 8, \"depth\": 4, \"children\": 2, \"draft_width\": 4, "
+                             "\"draft_passes\": 2, \"ngram_nodes\": 1}, \"draft_cost\": -1}"}) {
+        std::ofstream(path) << text;
+        CHECK_THROWS_AS(load_tuning(path), Error);
+    }
+    const TreeSettings tree = {.nodes = 9,
+                               .depth = 5,
+                               .children = 3,
+                               .draft_width = 7,
+                               .draft_passes = 4,
+                               .ngram_nodes = 2,
+                               .draft_cost = 0.25f};
+    save_tuning(path, {tree, 10, ""});
+    const auto back = load_tuning(path);
+    REQUIRE(back.has_value());
+    CHECK(back->nodes == 9);
+    CHECK(back->draft_width == 7);
+    CHECK(back->ngram_nodes == 2);
+    CHECK(back->draft_cost == doctest::Approx(0.25));
+}
