@@ -69,11 +69,11 @@ struct Generation {
     Generation() {
         for (auto field : kTreeFields) tree.*field = -1;
     }
-    // The device's settings with those that were given in their place.
-    TreeSettings tree_on(TreeSettings settings) const {
+    // The device's settings take the place of those that were not given.
+    void complete_tree(TreeSettings device) {
         for (auto field : kTreeFields)
-            if (tree.*field >= 0) settings.*field = tree.*field;
-        return settings;
+            if (tree.*field >= 0) device.*field = tree.*field;
+        tree = device;
     }
 
     int max_tokens = 256;
@@ -483,10 +483,6 @@ std::unique_ptr<Decoder> make_decoder(int device, const Blob& blob) {
     return device < 0 ? make_reference_decoder(blob) : make_cuda_decoder(blob, device);
 }
 
-std::unique_ptr<Decoder> make_decoder(const Options& options, const Blob& blob) {
-    return make_decoder(choose_device(options, blob), blob);
-}
-
 // The tree settings that bench --tune found for the model on this device, else the device's own.
 TreeSettings device_tree(const Decoder& decoder, const Blob& blob) {
     try {
@@ -495,6 +491,13 @@ TreeSettings device_tree(const Decoder& decoder, const Blob& blob) {
         note(error.what());
     }
     return decoder.default_tree();
+}
+
+// The decoder that the options ask for, whose tree settings they take on where they give none.
+std::unique_ptr<Decoder> make_decoder(Options& options, const Blob& blob) {
+    auto decoder = make_decoder(choose_device(options, blob), blob);
+    options.generation.complete_tree(device_tree(*decoder, blob));
+    return decoder;
 }
 
 Account account_of(Mode mode, const Statistics& stats, const Blob& blob, const Decoder& decoder) {
@@ -524,7 +527,7 @@ Result continue_text(Decoder& decoder, const Blob& blob, const Tokenizer* tokeni
                              .max_tokens = generation.max_tokens,
                              .mode = mode,
                              .sampling = generation.sampling,
-                             .tree = generation.tree_on(device_tree(decoder, blob)),
+                             .tree = generation.tree,
                              .ignore_eos = generation.ignore_eos};
     Continuation continuation(tokenizer, generation.stop, trace);
     bool going = !generation.echo || write(continuation.echo(prompt));
@@ -814,7 +817,7 @@ int score(int argc, char** argv) {
     check_ids(ids, blob.target().config, 0);
     if (ids.size() < 2)
         throw Error(kExitUsage, "the text is one token; score needs two, for it scores all but the first");
-    const std::vector<float> log_probability = make_decoder(options, blob)->score(ids);
+    const std::vector<float> log_probability = make_decoder(choose_device(options, blob), blob)->score(ids);
     const double sum = std::accumulate(log_probability.begin(), log_probability.end(), 0.0);
     const double perplexity = std::exp(-sum / double(log_probability.size()));
     std::string about;
@@ -916,10 +919,8 @@ std::string now() {
 // What was measured, where and by what.
 json report_head(const char* kind, int argc, char** argv, const MeasuringOptions& options, const BenchPlan& plan,
                  const Blob& blob) {
-    char checksum[17];  // of the table of sections, which holds theirs
-    std::snprintf(checksum, sizeof checksum, "%016llx", static_cast<unsigned long long>(blob.header().header_xxh3));
     json model = blob_json(blob);
-    model["checksum"] = checksum;
+    model["checksum"] = blob_checksum(blob);
     return {{"report", kind},
             {"version", kVersion},
             {"commit", kCommit},
@@ -989,7 +990,8 @@ int measure_modes(int argc, char** argv, bool roofline) {
         ceilings = device < 0 ? cpu_ceilings() : cuda_ceilings(device);
     }
     const auto decoder = make_decoder(device, blob);
-    plan.tree = options.generation.tree_on(device_tree(*decoder, blob));
+    options.generation.complete_tree(device_tree(*decoder, blob));
+    plan.tree = options.generation.tree;
     if (options.tune) return tune_tree(*decoder, plan, blob, progress);
     const auto results = measure(*decoder, plan, progress);
     json report = report_head(roofline ? "roofline" : "bench", argc, argv, options, plan, blob);

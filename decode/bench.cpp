@@ -1,13 +1,12 @@
 #include "decode/bench.h"
 
 #include <algorithm>
-#include <cstdarg>
-#include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "decode/account.h"
 #include "decode/quantile.h"
 #include "model/error.h"
+#include "model/format.h"
 
 using json = nlohmann::ordered_json;
 
@@ -296,15 +295,6 @@ json facts_json(const DeviceFacts& facts) {
 
 namespace {
 
-[[gnu::format(printf, 1, 2)]] std::string line(const char* format, ...) {
-    char text[512];
-    va_list arguments;
-    va_start(arguments, format);
-    std::vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    return text;
-}
-
 double number(const json& object, const char* key) {
     return object[key].get<double>();
 }
@@ -318,22 +308,23 @@ std::string name(const json& mode) {
 std::string bench_text(const json& report) {
     std::string text;
     for (const json& setting : report["settings"]) {
-        text += line("\n%s: %zu prompts, %.0f %% of the texts loop (the last 64 tokens repeat, period 32 or less)\n\n",
-                     setting["name"].get<std::string>().c_str(), setting["prompts"].size(),
-                     100 * number(setting, "looping_share"));
+        text +=
+            format("\n%s: %zu prompts, %.0f %% of the texts loop (the last 64 tokens repeat, period 32 or less)\n\n",
+                   setting["name"].get<std::string>().c_str(), setting["prompts"].size(),
+                   100 * number(setting, "looping_share"));
         text += "             tokens/s  speed-up  with prefill  tokens a pass  MB a token  bandwidth\n";
         for (const json& mode : setting["modes"])
-            text += line("%-11s %9.1f %9.2f %13.1f %14.2f %11.2f %10.2f\n", name(mode).c_str(),
-                         number(mode, "tokens_per_s"), number(mode, "speedup"),
-                         number(mode, "tokens_per_s_with_prefill"), number(mode, "tokens_per_target_pass"),
-                         number(mode, "bytes_per_token") / 1e6, number(mode, "relative_bandwidth"));
+            text += format("%-11s %9.1f %9.2f %13.1f %14.2f %11.2f %10.2f\n", name(mode).c_str(),
+                           number(mode, "tokens_per_s"), number(mode, "speedup"),
+                           number(mode, "tokens_per_s_with_prefill"), number(mode, "tokens_per_target_pass"),
+                           number(mode, "bytes_per_token") / 1e6, number(mode, "relative_bandwidth"));
         for (const auto& [what, key] :
              {std::pair{"tokens/s by prompt", "prompt_tokens_per_s"}, {"speed-up by prompt", "prompt_speedup"}}) {
-            text += line("\n%-20s %9s %9s %9s %9s %9s\n", what, "min", "quarter", "median", "quarter", "max");
+            text += format("\n%-20s %9s %9s %9s %9s %9s\n", what, "min", "quarter", "median", "quarter", "max");
             for (const json& mode : setting["modes"]) {
                 const json& d = mode[key];
-                text += line("%-20s %9.2f %9.2f %9.2f %9.2f %9.2f\n", name(mode).c_str(), number(d, "min"),
-                             number(d, "q1"), number(d, "median"), number(d, "q3"), number(d, "max"));
+                text += format("%-20s %9.2f %9.2f %9.2f %9.2f %9.2f\n", name(mode).c_str(), number(d, "min"),
+                               number(d, "q1"), number(d, "median"), number(d, "q3"), number(d, "max"));
             }
         }
         text +=
@@ -345,7 +336,7 @@ std::string bench_text(const json& report) {
                          all = number(ms, "prefill") + number(ms, "draft") + number(ms, "ngram") +
                                number(ms, "target") + number(ms, "rest");
             const auto share = [&](const char* key) { return 100 * ratio(number(ms, key), all); };
-            text += line(
+            text += format(
                 "%-11s %5.0f %% %4.0f %% %5.0f %% %8.0f %%   %10.1f %6.1f %% %5.1f %% %5.1f %% %5.1f %% %5.1f %%\n",
                 name(mode).c_str(), 100 * number(origin, "target") / tokens, 100 * number(origin, "draft") / tokens,
                 100 * number(origin, "ngram") / tokens, 100 * number(mode, "ngram_confirmed_share"),
@@ -355,10 +346,10 @@ std::string bench_text(const json& report) {
         text += "\n";
         for (const json& mode : setting["modes"]) {
             if (mode["by_depth"].empty()) continue;
-            text += line("%-11s accepted at depth", name(mode).c_str());
+            text += format("%-11s accepted at depth", name(mode).c_str());
             for (const json& depth : mode["by_depth"])
-                text += line("  %d: %.0f %%", depth["depth"].get<int>(),
-                             100 * ratio(number(depth, "accepted"), number(depth, "proposed")));
+                text += format("  %d: %.0f %%", depth["depth"].get<int>(),
+                               100 * ratio(number(depth, "accepted"), number(depth, "proposed")));
             text += "\n";
         }
     }
@@ -372,25 +363,26 @@ std::string roofline_text(const json& report) {
     const json& c = report["ceilings"];
     const double read = number(c, "read_bytes_per_s"), flops = number(c, "flops_per_s");
     std::string text =
-        line("\nread bandwidth %10.1f GB/s     %s\n", read / 1e9, c["read_method"].get<std::string>().c_str());
-    text += line("arithmetic     %10.2f TFLOP/s  %s\n", flops / 1e12, c["flops_method"].get<std::string>().c_str());
-    text += line("they meet at   %10.1f FLOP/byte\n\n", ratio(flops, read));
+        format("\nread bandwidth %10.1f GB/s     %s\n", read / 1e9, c["read_method"].get<std::string>().c_str());
+    text += format("arithmetic     %10.2f TFLOP/s  %s\n", flops / 1e12, c["flops_method"].get<std::string>().c_str());
+    text += format("they meet at   %10.1f FLOP/byte\n\n", ratio(flops, read));
     text +=
         "             tokens/s  MB a token    GB/s  of bandwidth  FLOP/byte   GFLOP/s    useful  of the roof  tokens a "
         "pass\n";
     for (const json& mode : report["modes"])
         text +=
-            line("%-11s %9.1f %11.2f %7.0f %11.0f %% %10.2f %9.1f %9.1f %10.0f %% %14.2f\n", name(mode).c_str(),
-                 number(mode, "tokens_per_s"), number(mode, "bytes_per_token") / 1e6, number(mode, "bytes_per_s") / 1e9,
-                 100 * number(mode, "bandwidth_share"), number(mode, "intensity"), number(mode, "flops_per_s") / 1e9,
-                 number(mode, "useful_flops_per_s") / 1e9, 100 * number(mode, "roof_share"),
-                 number(mode, "tokens_per_target_pass"));
+            format("%-11s %9.1f %11.2f %7.0f %11.0f %% %10.2f %9.1f %9.1f %10.0f %% %14.2f\n", name(mode).c_str(),
+                   number(mode, "tokens_per_s"), number(mode, "bytes_per_token") / 1e6,
+                   number(mode, "bytes_per_s") / 1e9, 100 * number(mode, "bandwidth_share"), number(mode, "intensity"),
+                   number(mode, "flops_per_s") / 1e9, number(mode, "useful_flops_per_s") / 1e9,
+                   100 * number(mode, "roof_share"), number(mode, "tokens_per_target_pass"));
     for (const json& section : report["model"]["sections"])
         if (section["kind"] == "target" || section["kind"] == "draft")
             if (number(section, "bytes") < number(report["device"], "cache_bytes"))
-                text += line("\nThe %s (%.0f MB) fits into the last-level cache (%.0f MB): bytes may come from there.",
-                             section["kind"].get<std::string>().c_str(), number(section, "bytes") / 1e6,
-                             number(report["device"], "cache_bytes") / 1e6);
+                text +=
+                    format("\nThe %s (%.0f MB) fits into the last-level cache (%.0f MB): bytes may come from there.",
+                           section["kind"].get<std::string>().c_str(), number(section, "bytes") / 1e6,
+                           number(report["device"], "cache_bytes") / 1e6);
     text +=
         "\nBytes and FLOPs are the engine's own account (decode/account.h). GFLOP/s: of all nodes evaluated; useful: "
         "what "

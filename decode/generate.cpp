@@ -60,6 +60,12 @@ void check_prompt(const std::vector<int32_t>& prompt, const Config& config) {
     check_ids(prompt, config, 1);
 }
 
+TextLimit text_limit(const Request& request, const Config& config) {
+    const int64_t wanted = int64_t(request.prompt.size()) + request.max_tokens;
+    if (wanted <= config.n_positions) return {int(wanted), StopReason::max_tokens};
+    return {config.n_positions, StopReason::context_full};
+}
+
 Statistics generate(Model& target, Model* draft, const NgramView& table, const Request& request,
                     const std::function<bool(std::span<const Emitted>)>& emit) {
     const Config& config = target.config();
@@ -69,9 +75,8 @@ Statistics generate(Model& target, Model* draft, const NgramView& table, const R
     Stopwatch total, watch;
     std::vector<int32_t> text = request.prompt;
     const int n_prompt = int(text.size());
-    const int limit = int(std::min<int64_t>(int64_t(n_prompt) + request.max_tokens, config.n_positions));
+    const auto [limit, stop] = text_limit(request, config);
     stats.prompt_tokens = n_prompt;
-    stats.stop = limit == n_prompt + request.max_tokens ? StopReason::max_tokens : StopReason::context_full;
 
     // The target's cache holds all of the text but the root, which each round evaluates first.
     prefill(target, 0, std::span(text).first(n_prompt - 1));
@@ -88,13 +93,9 @@ Statistics generate(Model& target, Model* draft, const NgramView& table, const R
     RoundReport& report = state.report;
     const DraftRound& round = state.draft;
     const Tree& tree = state.tree;
-    const Generation generation = {.tree = request.tree,
-                                   .table = table,
-                                   .ngram_nodes = request.mode == Mode::staged ? request.tree.ngram_nodes : 0,
-                                   .limit = limit,
-                                   .draft_positions = draft ? draft->config().n_positions : 0,
-                                   .end_token = request.ignore_eos ? -1 : config.eos_token};
-    generation_start(state, n_prompt, draft_base, limit, stats.stop);
+    const Generation generation =
+        generation_of(request, table, limit, draft ? draft->config().n_positions : 0, config.eos_token);
+    generation_start(state, n_prompt, draft_base, limit, stop);
     text.resize(limit);
     std::vector<Child> child(kMaxNodes * kMaxChildren);
     while (report.going) {

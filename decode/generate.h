@@ -14,6 +14,13 @@ void check_ids(std::span<const int32_t> ids, const Config& config, int room);
 // The same for a prompt: it must leave room for a token.
 void check_prompt(const std::vector<int32_t>& prompt, const Config& config);
 
+// How many tokens the text of a request may grow to, and why it ends there if nothing ends it before.
+struct TextLimit {
+    int tokens;
+    StopReason stop;
+};
+TextLimit text_limit(const Request& request, const Config& config);
+
 // Runs the request; draft may be null in baseline mode, table.header null where there is no table. Fills every field of
 // Statistics but `device` and `device_bytes`. Throws Error(kExitUsage) when the prompt is empty, holds ids outside the
 // vocabulary or leaves no room in the context.

@@ -21,6 +21,17 @@ struct Generation {
     int32_t end_token;    // -1: none
 };
 
+// draft_positions: 0 without a draft. end_token: the model's.
+inline Generation generation_of(const Request& request, const NgramView& table, int limit, int draft_positions,
+                                int32_t end_token) {
+    return {.tree = request.tree,
+            .table = table,
+            .ngram_nodes = request.mode == Mode::staged ? request.tree.ngram_nodes : 0,
+            .limit = limit,
+            .draft_positions = draft_positions,
+            .end_token = request.ignore_eos ? -1 : end_token};
+}
+
 // Slots whose keys and values a model's cache takes over, for positions base, base + 1, ...
 struct CommitList {
     int base, n;

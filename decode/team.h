@@ -100,7 +100,7 @@ HD inline uint32_t warp_max(uint32_t value) {
 HD inline uint32_t warp_min(uint32_t value) {
     return ON_GPU(__reduce_min_sync(~0u, value), value);
 }
-// Ascends with the number; not for NaN.
+// Ascends with the number; -0 is 0. Not for NaN.
 HD inline uint32_t ascending_bits(float x) {
     const uint32_t bits = x == 0 ? 0 : float_to_bits(x);
     return bits >> 31 ? ~bits : bits | 0x80000000u;

@@ -4,13 +4,14 @@
 #include <array>
 #include <cctype>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "model/describe.h"
 #include "model/error.h"
+#include "model/format.h"
 #include "model/output_file.h"
 
 using json = nlohmann::ordered_json;
@@ -40,9 +41,7 @@ std::string tuning_path(const Blob& blob, const std::string& device_name) {
     std::string device = device_name;
     for (char& c : device)
         if (!std::isalnum(static_cast<unsigned char>(c))) c = '-';
-    char checksum[17];
-    std::snprintf(checksum, sizeof checksum, "%016llx", static_cast<unsigned long long>(blob.header().header_xxh3));
-    return folder + "/staged-gpt2/tree-" + checksum + "-" + device + ".json";
+    return folder + "/staged-gpt2/tree-" + blob_checksum(blob) + "-" + device + ".json";
 }
 
 std::optional<TreeSettings> load_tuning(const std::string& path) {
@@ -85,13 +84,13 @@ void save_tuning(const std::string& path, const Tuned& tuned) {
 }
 
 Tuned tune(Decoder& decoder, BenchPlan plan, const std::function<void(const std::string&)>& progress) {
-    plan.modes = {Mode::baseline, plan.modes.back()};
+    const Mode mode = plan.modes.back();
+    plan.modes = {Mode::baseline, mode};  // the text to compare with; later attempts run the mode alone
     plan.repeats = std::max(plan.repeats, 1);
     Tuned best = {plan.tree, 0, ""};
-    double measured_cost = plan.tree.draft_cost;
-    char line[160];
-    std::snprintf(line, sizeof line, "%5s %6s %7s %10s %10s\n", "nodes", "width", "n-gram", "draft cost", "tokens/s");
-    best.table = line;
+    best.table = format("%5s %6s %7s %10s %10s\n", "nodes", "width", "n-gram", "draft cost", "tokens/s");
+    double best_cost = plan.tree.draft_cost;  // of a draft pass in target passes, as measured with the best tree
+    std::vector<std::vector<Measured>> first;
     const auto attempt = [&](TreeSettings tree) {
         tree.nodes = std::clamp(tree.nodes, 1, kMaxNodes);
         tree.draft_width = std::clamp(tree.draft_width, 1, kMaxNodes);
@@ -100,6 +99,13 @@ Tuned tune(Decoder& decoder, BenchPlan plan, const std::function<void(const std:
         progress("trying " + std::to_string(tree.nodes) + " nodes, draft passes of " +
                  std::to_string(tree.draft_width));
         const auto results = measure(decoder, plan, [](const std::string&) {});
+        if (first.empty()) first = results, plan.modes = {mode};
+        for (size_t i = 0; i < results.size(); ++i)
+            for (size_t k = 0; k < results[i].size(); ++k)
+                if (results[i][k].tokens != first[i][k].tokens)
+                    throw Error(kExitFailed, "the outputs differ: a tree of " + std::to_string(tree.nodes) +
+                                                 " nodes changes the text of prompt " + plan.prompts[k].name +
+                                                 "; nothing is kept, for speculation must not change the text");
         double log_speed = 0, draft_ms = 0, target_ms = 0;
         int draft_passes = 0, rounds = 0;
         for (const std::vector<Measured>& setting : results) {
@@ -113,13 +119,13 @@ Tuned tune(Decoder& decoder, BenchPlan plan, const std::function<void(const std:
             }
             log_speed += std::log(std::max(tokens, 1e-9) / std::max(ms * 1e-3, 1e-9)) / double(results.size());
         }
-        if (draft_passes > 0 && rounds > 0 && target_ms > 0)
-            measured_cost = std::clamp(draft_ms / draft_passes / (target_ms / rounds), 0.01, 10.0);
         const double speed = std::exp(log_speed);
-        std::snprintf(line, sizeof line, "%5d %6d %7d %10.2f %10.1f\n", tree.nodes, tree.draft_width, tree.ngram_nodes,
-                      double(tree.draft_cost), speed);
-        best.table += line;
-        if (speed > best.tokens_per_s) best.tree = tree, best.tokens_per_s = speed;
+        best.table += format("%5d %6d %7d %10.2f %10.1f\n", tree.nodes, tree.draft_width, tree.ngram_nodes,
+                             double(tree.draft_cost), speed);
+        if (speed <= best.tokens_per_s) return;
+        best.tree = tree, best.tokens_per_s = speed;
+        if (draft_passes > 0 && rounds > 0 && target_ms > 0)
+            best_cost = std::clamp(draft_ms / draft_passes / (target_ms / rounds), 0.01, 10.0);
     };
     attempt(plan.tree);
     const TreeSettings start = plan.tree;
@@ -131,9 +137,11 @@ Tuned tune(Decoder& decoder, BenchPlan plan, const std::function<void(const std:
         tree.children = std::max(start.children, nodes > 8 ? 4 : 1);
         attempt(tree);
     }
+    const TreeSettings fastest = best.tree;
+    const double cost = best_cost;
     for (const double factor : {0.5, 1.0, 2.0}) {  // when to stop drafting, around the cost as measured
-        TreeSettings tree = best.tree;
-        tree.draft_cost = float(measured_cost * factor);
+        TreeSettings tree = fastest;
+        tree.draft_cost = float(cost * factor);
         attempt(tree);
     }
     return best;

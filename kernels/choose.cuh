@@ -8,6 +8,7 @@
 #pragma once
 
 #include "decode/choose.h"
+#include "decode/team.h"
 #include "kernels/block.cuh"
 
 constexpr int kMaxCandidates = 512;
@@ -25,17 +26,12 @@ struct ChooseSpace {  // shared memory
     uint64_t candidate_weight[kMaxCandidates];  // 0: outside the k best
 };
 
-// Ascending with the float; -0 is 0. Not for NaN.
-__device__ inline uint32_t order_key(float x) {
-    const uint32_t bits = x == 0 ? 0 : __float_as_uint(x);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
 __device__ inline float key_value(uint32_t key) {
     return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key);
 }
 // Greater for the greater score, then for the smaller id; 0 is below all.
 __device__ inline uint64_t score_key(float score, int32_t id) {
-    return uint64_t(order_key(score)) << 32 | uint32_t(~id);
+    return uint64_t(ascending_bits(score)) << 32 | uint32_t(~id);
 }
 __device__ inline int32_t score_id(uint64_t key) {
     return int32_t(~uint32_t(key));
@@ -89,7 +85,7 @@ __device__ inline bool list_candidates(ChooseSpace& space, const float* logits, 
     if (threadIdx.x == 0) space.n_candidates = 0;
     block_barrier();
     for_each_token(logits, n_vocab, [&](float logit, int id) {
-        if (logit == logit && order_key(logit) >= threshold) {
+        if (logit == logit && ascending_bits(logit) >= threshold) {
             const uint32_t at = atomicAdd(&space.n_candidates, 1);
             if (at < kMaxCandidates) {
                 space.candidate_logit[at] = logit;
@@ -113,7 +109,7 @@ __device__ inline KeptLimit limit_from_list(ChooseSpace& space, const Sampling& 
         const uint64_t weight = kept ? fixed_weight(logit, max_logit, sampling.temperature) : 0;
         space.candidate_weight[i] = kept ? weight : ~uint64_t(0);
         weights += weight;
-        if (kept) worst = max(worst, uint64_t(~order_key(logit)) << 32);
+        if (kept) worst = max(worst, uint64_t(~ascending_bits(logit)) << 32);
     }
     worst = team_max(space, worst);
     KeptLimit limit = {key_value(~uint32_t(worst >> 32)), INT_MAX};
@@ -130,7 +126,7 @@ __device__ inline KeptLimit limit_from_list(ChooseSpace& space, const Sampling& 
             if (space.candidate_logit[j] > logit || (space.candidate_logit[j] == logit && space.candidate_id[j] < id))
                 before += space.candidate_weight[j];
         if (below_top_p(before, total, sampling.top_p))
-            worst = max(worst, uint64_t(~order_key(logit)) << 32 | uint32_t(id) + 1);
+            worst = max(worst, uint64_t(~ascending_bits(logit)) << 32 | uint32_t(id) + 1);
     }
     worst = team_max(space, worst);
     if (worst) limit = {key_value(~uint32_t(worst >> 32)), int32_t(uint32_t(worst) - 1)};
@@ -144,7 +140,7 @@ __device__ inline uint32_t kth_key(ChooseSpace& space, const float* logits, int 
         space.count[threadIdx.x] = 0;
         block_barrier();
         for_each_token(logits, n_vocab, [&](float logit, int) {
-            const uint32_t key = order_key(logit);
+            const uint32_t key = ascending_bits(logit);
             if (logit == logit && uint64_t(key) >> (shift + 8) == prefix)
                 atomicAdd(&space.count[key >> shift & 255], 1);
         });
@@ -173,7 +169,7 @@ __device__ inline KeptLimit top_p_limit(ChooseSpace& space, const float* logits,
         if (threadIdx.x == 0) space.found_bin = 256;
         block_barrier();
         for_each_token(logits, n_vocab, [&](float logit, int) {
-            const uint32_t key = order_key(logit);
+            const uint32_t key = ascending_bits(logit);
             if (logit == logit && key >= floor && uint64_t(key) >> (shift + 8) == prefix) {
                 const int bin = key >> shift & 255;
                 atomicAdd(&space.count[bin], 1);
@@ -229,7 +225,7 @@ __device__ inline Kept find_kept(ChooseSpace& space, const float* logits, int n_
     uint64_t n = 0;
     for_each_token(logits, n_vocab, [&](float logit, int) {
         if (logit == logit) {
-            best = max(best, order_key(logit));
+            best = max(best, ascending_bits(logit));
             ++n;
         }
     });
@@ -327,7 +323,7 @@ __device__ inline void team_propose(ChooseSpace& space, const float* logits, int
 __device__ inline float team_log_probability(ChooseSpace& space, const float* logits, int n_vocab, int32_t next) {
     uint32_t key = kWorstKey;
     for_each_token(logits, n_vocab, [&](float logit, int) {
-        if (logit == logit) key = max(key, order_key(logit));
+        if (logit == logit) key = max(key, ascending_bits(logit));
     });
     const double best = key_value(uint32_t(team_max(space, key)));
     double sum = 0;

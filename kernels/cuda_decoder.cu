@@ -84,10 +84,11 @@ private:
         check_prompt(request.prompt, config);
         const Clock::time_point start = Clock::now();
         Statistics stats;
-        const int n_prompt = int(request.prompt.size()), room = config.n_positions - n_prompt;
-        const int max_tokens = std::min(request.max_tokens, room);
+        const int n_prompt = int(request.prompt.size());
+        const TextLimit limit = text_limit(request, config);
+        const int max_tokens = limit.tokens - n_prompt;
         stats.prompt_tokens = n_prompt;
-        stats.stop = request.max_tokens <= room ? StopReason::max_tokens : StopReason::context_full;
+        stats.stop = limit.stop;
         if (max_tokens <= 0) return stats;
 
         target_.prefill(0, std::span(request.prompt).first(n_prompt - 1));

@@ -134,9 +134,9 @@ Statistics CudaRounds::generate(const Request& request, const std::function<bool
     cuda_check(cudaSetDevice(target_.device()), "selecting it");
     Statistics stats;
     const int n_prompt = int(request.prompt.size());
-    const int limit = int(std::min<int64_t>(int64_t(n_prompt) + request.max_tokens, config.n_positions));
+    const auto [limit, stop] = text_limit(request, config);
     stats.prompt_tokens = n_prompt;
-    stats.stop = limit == n_prompt + request.max_tokens ? StopReason::max_tokens : StopReason::context_full;
+    stats.stop = stop;
 
     const int draft_positions = draft_.config().n_positions;
     const int draft_base = n_prompt <= draft_positions ? n_prompt - 1 : 0;
@@ -151,13 +151,8 @@ Statistics CudaRounds::generate(const Request& request, const std::function<bool
 
     const bool drafts = draft_positions >= n_prompt && request.tree.nodes > 1;
     RoundWork& work = host_->start;
-    work.generation = {.tree = request.tree,
-                       .table = table_,
-                       .ngram_nodes = request.mode == Mode::staged ? request.tree.ngram_nodes : 0,
-                       .limit = limit,
-                       .draft_positions = drafts ? draft_positions : 0,
-                       .end_token = request.ignore_eos ? -1 : config.eos_token};
-    generation_start(work.state, n_prompt, draft_base, limit, stats.stop);
+    work.generation = generation_of(request, table_, limit, drafts ? draft_positions : 0, config.eos_token);
+    generation_start(work.state, n_prompt, draft_base, limit, stop);
     bool going = work.state.report.going;
     std::copy(request.prompt.begin(), request.prompt.end(), host_->text);
     volatile HostMemory& host = *host_;

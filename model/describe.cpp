@@ -1,10 +1,9 @@
 #include "model/describe.h"
 
 #include <cinttypes>
-#include <cstdarg>
-#include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "model/format.h"
 #include "model/tokenizer.h"
 
 using json = nlohmann::ordered_json;
@@ -47,42 +46,37 @@ json blob_json(const Blob& blob) {
     return about;
 }
 
-[[gnu::format(printf, 1, 2)]] static std::string text(const char* format, ...) {
-    char line[512];
-    va_list arguments;
-    va_start(arguments, format);
-    std::vsnprintf(line, sizeof line, format, arguments);
-    va_end(arguments);
-    return line;
-}
-
 static std::string model_text(const char* name, const ModelView& model) {
     const Config& c = model.config;
-    return text("%-10s %.1f M parameters: %d layers of %d, %d heads, %d positions, %d tokens, %s head, ", name,
-                double(parameters(c)) / 1e6, c.n_layer, c.n_embd, c.n_head, c.n_positions, c.n_vocab,
-                c.tied ? "tied" : "separate") +
-           (c.eos_token < 0 ? "no end token\n" : text("end token %d\n", c.eos_token));
+    return format("%-10s %.1f M parameters: %d layers of %d, %d heads, %d positions, %d tokens, %s head, ", name,
+                  double(parameters(c)) / 1e6, c.n_layer, c.n_embd, c.n_head, c.n_positions, c.n_vocab,
+                  c.tied ? "tied" : "separate") +
+           (c.eos_token < 0 ? "no end token\n" : format("end token %d\n", c.eos_token));
 }
 
 std::string blob_text(const Blob& blob) {
-    std::string about = blob.name() + text(": blob version %u, %.1f MB\n", blob.header().version,
-                                           double(blob.header().file_size) / 1e6);
+    std::string about = blob.name() + format(": blob version %u, %.1f MB\n", blob.header().version,
+                                             double(blob.header().file_size) / 1e6);
     about += model_text("target", blob.target());
     if (blob.has_draft()) about += model_text("draft", blob.draft());
     if (blob.tokenizer().empty())
         about += "tokenizer  none: prompts and text are token ids (--ids)\n";
     else
-        about += text("tokenizer  %d tokens\n", Tokenizer::from_section(blob.tokenizer()).n_vocab());
+        about += format("tokenizer  %d tokens\n", Tokenizer::from_section(blob.tokenizer()).n_vocab());
     if (blob.has_ngram()) {
         const NgramHeader& header = *blob.ngram().header;
-        about += text("n-gram     %" PRIu64 " contexts in 2^%u slots, at most %u probes, from %" PRIu64 " tokens\n",
-                      header.n_contexts, header.log2_slots, header.max_probes, header.n_source_tokens);
+        about += format("n-gram     %" PRIu64 " contexts in 2^%u slots, at most %u probes, from %" PRIu64 " tokens\n",
+                        header.n_contexts, header.log2_slots, header.max_probes, header.n_source_tokens);
     }
     about += "metadata   " + blob.metadata() + "\n";
     for (uint32_t i = 0; i < blob.header().n_sections; i++) {
         const SectionEntry& entry = blob.header().section[i];
-        about += text("section    %-9s %12" PRIu64 " bytes at %" PRIu64 "\n", section_name(SectionKind(entry.kind)),
-                      entry.size, entry.offset);
+        about += format("section    %-9s %12" PRIu64 " bytes at %" PRIu64 "\n", section_name(SectionKind(entry.kind)),
+                        entry.size, entry.offset);
     }
     return about;
+}
+
+std::string blob_checksum(const Blob& blob) {
+    return format("%016" PRIx64, blob.header().header_xxh3);
 }
