@@ -13,11 +13,11 @@ struct Block {
     PhaseCounter phase;
     uint32_t thread;  // threadIdx.x
 
-    // Called by all threads of the block.
-    __device__ explicit Block(const PassArguments& arguments)
+    // Called by all threads of the block. readers: warps that read each piece of the weights.
+    __device__ Block(const PassArguments& arguments, int readers)
         : a(arguments), ring(arguments), read(), phase(arguments.scratch), thread(threadIdx.x) {
         if (threadIdx.x == 0) {
-            ring.initialise();
+            ring.initialise(readers);
             set_doing(Doing::waiting);
             shared_state.stop = 0;
             shared_state.max_depth = 0;
@@ -46,7 +46,12 @@ __device__ inline float block_sum(float* space, float value) {
     for (int offset = 1; offset < 32; offset *= 2) value = __fadd_rn(value, __shfl_xor_sync(~0u, value, offset));
     if (threadIdx.x % 32 == 0) space[threadIdx.x / 32] = value;
     block_barrier();
-    const float4 a = reinterpret_cast<const float4*>(space)[0], b = reinterpret_cast<const float4*>(space)[1];
-    return __fadd_rn(__fadd_rn(__fadd_rn(a.x, a.y), __fadd_rn(a.z, a.w)),
-                     __fadd_rn(__fadd_rn(b.x, b.y), __fadd_rn(b.z, b.w)));
+    float quarter[kMultiplyWarps / 4];
+#pragma unroll
+    for (int q = 0; q < kMultiplyWarps / 4; ++q) {
+        const float4 v = reinterpret_cast<const float4*>(space)[q];
+        quarter[q] = __fadd_rn(__fadd_rn(v.x, v.y), __fadd_rn(v.z, v.w));
+    }
+    static_assert(kMultiplyWarps == 16);
+    return __fadd_rn(__fadd_rn(quarter[0], quarter[1]), __fadd_rn(quarter[2], quarter[3]));
 }

@@ -16,8 +16,8 @@ constexpr uint32_t kWorstKey = 0x007fffffu;  // of -infinity; smaller ones are n
 
 struct ChooseSpace {  // shared memory
     uint64_t reduce[kMultiplyWarps];
-    uint64_t weight[256];
-    uint32_t count[256];
+    uint64_t weight[kMultiplyThreads];
+    uint32_t count[kMultiplyThreads];
     uint32_t found_key, n_candidates;
     int found_bin;
     uint64_t found_before;

@@ -11,6 +11,7 @@
 #include "kernels/pass_kernels.cuh"
 
 static constexpr int kStagings = 8;
+static constexpr int kEnoughSlots = 12, kFewSlots = 5;  // of the ring
 static constexpr uint64_t kUploadBytes = 8 << 20;
 
 struct CudaModel::HostMemory {
@@ -32,8 +33,8 @@ std::string cuda_unsupported(const Config& c) {
     if (c.n_layer > kMaxDeviceLayers)
         return "the GPU engine takes up to " + std::to_string(kMaxDeviceLayers) + " layers, and this model has " +
                std::to_string(c.n_layer) + "; run it with --device cpu";
-    if (c.n_embd > 4 * kMaxQuads * kMultiplyThreads)
-        return "the GPU engine takes up to " + std::to_string(4 * kMaxQuads * kMultiplyThreads) +
+    if (c.n_embd > 4 * kMultiplyThreads)
+        return "the GPU engine takes up to " + std::to_string(4 * kMultiplyThreads) +
                " columns, and this model has " + std::to_string(c.n_embd) + "; run it with --device cpu";
     return "";
 }
@@ -69,8 +70,9 @@ CudaModel::CudaModel(const ModelView& view, int device) : config_(view.config), 
                "reading its properties");
     cuda_check(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device), "reading its properties");
 
-    // Every block must have work in every layer (kernels/exchange.cuh).
-    n_blocks_ = std::min(n_blocks_, 9 * c.n_embd / 16);
+    // Every block must have work in every layer (kernels/exchange.cuh), and its tasks of mlp_proj share a part of the
+    // columns.
+    n_blocks_ = std::min(n_blocks_, 9 * c.n_embd / 16) / kSplit * kSplit;
 
     const ModelLayout layout(c);
     const LayerLayout& first = layout.layer[0];
@@ -114,15 +116,18 @@ CudaModel::CudaModel(const ModelView& view, int device) : config_(view.config), 
     const auto piece = [](auto*& pointer, uint64_t count) { return Piece{&pointer, count * sizeof(*pointer)}; };
     const Piece pieces[] = {piece(model_.weights, view.size),
                             {&model_.kv, kv_bytes},
-                            piece(scratch_.qkv, kMaxNodes * 2 * E),
-                            piece(scratch_.proj, 2 * kMaxNodes * E),
-                            piece(scratch_.mlp_proj, 2 * kSplit * kMaxNodes * E),
-                            piece(scratch_.attention.word, 8 * E / 2),
-                            piece(scratch_.input.word, 8 * E / 2),
-                            piece(scratch_.mlp.word, 8 * 2 * E),
-                            piece(scratch_.attention.pair, kMaxNodes * E / 2),
-                            piece(scratch_.input.pair, kMaxNodes * E / 2),
-                            piece(scratch_.mlp.pair, kMaxNodes * 2 * E),
+                            piece(scratch_.qkv.word, kWordNodes * 2 * E),
+                            piece(scratch_.proj.word, 2 * kWordNodes * E),
+                            piece(scratch_.mlp_proj.word, 2 * kSplit * kWordNodes * E),
+                            piece(scratch_.attention.word, kWordNodes * E / 2),
+                            piece(scratch_.input.word, kWordNodes * E / 2),
+                            piece(scratch_.mlp.word, kWordNodes * 2 * E),
+                            piece(scratch_.qkv.value, kMaxNodes * E),
+                            piece(scratch_.proj.value, 2 * kMaxNodes * E),
+                            piece(scratch_.mlp_proj.value, 2 * kSplit * kMaxNodes * E),
+                            piece(scratch_.attention.value, kMaxNodes * E / 2),
+                            piece(scratch_.input.value, kMaxNodes * E / 2),
+                            piece(scratch_.mlp.value, kMaxNodes * 2 * E),
                             piece(scratch_.logits, kMaxNodes * vocab),
                             piece(scores_, kMaxNodes * vocab),
                             piece(scratch_.best, 2),
@@ -170,7 +175,7 @@ CudaModel::CudaModel(const ModelView& view, int device) : config_(view.config), 
                    "copying the weights");
         cuda_check(cudaEventRecord(staged_[half], stream_), "copying the weights");
     }
-    exchange_bytes_ = reinterpret_cast<uint8_t*>(scratch_.logits) - reinterpret_cast<uint8_t*>(scratch_.qkv);
+    exchange_bytes_ = reinterpret_cast<uint8_t*>(scratch_.qkv.value) - reinterpret_cast<uint8_t*>(scratch_.qkv.word);
     const uint64_t rest = aligned(view.size);
     cuda_check(cudaMemsetAsync(memory_ + rest, 0, bytes_ - rest, stream_), "clearing its memory");
     synchronise();
@@ -206,22 +211,33 @@ void CudaModel::synchronise() {
 SharedLayout CudaModel::shared_layout(int column_tiles) const {
     const int E = config_.n_embd, width = 8 * column_tiles;
     SharedLayout s = {};
-    s.input_stride = E + 16;
+    s.input_stride = E + 32;
     s.x_rows = (width + n_blocks_ - 1) / n_blocks_;
-    const auto aligned_128 = [](uint32_t n) { return (n + 127) / 128 * 128; };
-    s.x = 0;
-    s.partial = aligned_128(s.x + s.x_rows * E * 4);
-    const int partial_bytes = aligned_128(std::max(16384, 3 * E * 4));
-    s.input = s.partial + partial_bytes;
     s.attention_nodes = 1;  // as many as let each block take one group, if they may be so many
     while (s.attention_nodes < kGroup &&
            config_.n_head * ((width + s.attention_nodes - 1) / s.attention_nodes) > n_blocks_)
         ++s.attention_nodes;
-    const int input_bytes =
-        std::max(width * s.input_stride * 2, attention_bytes(width, s.attention_nodes) - partial_bytes);
-    s.ring = aligned_128(s.input + input_bytes);
-    s.n_slots = std::min(kMaxRingSlots, (max_shared_ - kSharedState - int(s.ring)) / kSlotBytes);
-    s.bytes = s.ring + std::max(s.n_slots, 0) * kSlotBytes;
+    const auto aligned_128 = [](int n) { return (n + 127) / 128 * 128; };
+    const int unit_bytes = unit_pieces(E) * column_tiles * kFragment * 4;
+    // Shared memory that lets the ring run dry is worth less elsewhere.
+    for (s.attention_warps = kMultiplyWarps, s.held_units = kMaxHeldUnits;;) {
+        const int partial_bytes = aligned_128(std::max(s.held_units * unit_bytes, 3 * E * 4));
+        const int input_bytes =
+            std::max(width * s.input_stride * 2, attention_bytes(s.attention_warps, s.attention_nodes) - partial_bytes);
+        s.x = 0;
+        s.partial = aligned_128(s.x_rows * E * 4);
+        s.input = s.partial + partial_bytes;
+        s.ring = aligned_128(s.input + input_bytes);
+        s.n_slots = std::min(kMaxRingSlots, (max_shared_ - kSharedState - int(s.ring)) / kSlotBytes);
+        s.bytes = s.ring + std::max(s.n_slots, 0) * kSlotBytes;
+        if (s.n_slots >= kEnoughSlots) break;
+        if (s.n_slots < kFewSlots && s.attention_warps > 1 && input_bytes > width * s.input_stride * 2)
+            s.attention_warps /= 2;
+        else if (s.held_units > 1 && partial_bytes > aligned_128(3 * E * 4))
+            --s.held_units;
+        else
+            break;
+    }
     return s;
 }
 
@@ -234,7 +250,7 @@ uint32_t CudaModel::numbers_of_pass() const {
 uint32_t CudaModel::reserve_numbers(int n_passes) {
     const uint32_t numbers = uint32_t(n_passes) * numbers_of_pass();
     if (next_number_ > UINT32_MAX - numbers) {
-        cuda_check(cudaMemsetAsync(scratch_.qkv, 0, exchange_bytes_, stream_), "starting a pass");
+        cuda_check(cudaMemsetAsync(scratch_.qkv.word, 0, exchange_bytes_, stream_), "starting a pass");
         next_number_ = 1;
     }
     return std::exchange(next_number_, next_number_ + numbers);
@@ -242,18 +258,32 @@ uint32_t CudaModel::reserve_numbers(int n_passes) {
 
 // Of a launch for up to n nodes of the pass.
 PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
-    PassArguments a = {model_, {}, {},     scratch_, shared_layout(column_tiles(n)), pace, pass, nullptr, 1,
-                       n,      0,  nodes_, 0};
+    PassArguments a = {.model = model_,
+                       .matrix = {},
+                       .turn = {},
+                       .pieces = unit_pieces(config_.n_embd),
+                       .piece_quads = piece_quads(config_.n_embd),
+                       .per_piece = 0x10000u / unit_pieces(config_.n_embd) + 1,
+                       .scratch = scratch_,
+                       .shared = shared_layout(column_tiles(n)),
+                       .pace = pace,
+                       .pass = pass,
+                       .device_pass = nullptr,
+                       .least = 1,
+                       .most = n,
+                       .at = 0,
+                       .nodes = nodes_,
+                       .number = 0};
     const LayerLayout& l = model_.layer;
-    const int rows = config_.n_embd / 16, units = n == 1 ? kSplit : 1;
-    const auto plan = [&](Matrix which, uint64_t weight, uint64_t bias, int n_tasks, int units) {
-        a.matrix[int(which)] = {weight, bias, n_tasks, units};
+    const int rows = config_.n_embd / 16;
+    const auto plan = [&](Matrix which, uint64_t weight, uint64_t bias, int n_tasks) {
+        a.matrix[int(which)] = {weight, bias, n_tasks, n_tasks / n_blocks_, n_tasks % n_blocks_};
     };
-    plan(Matrix::c_attn, l.c_attn_weight, l.c_attn_bias, 3 * rows, 1);
-    plan(Matrix::c_proj, l.c_proj_weight, kNoBias, rows, 1);
-    plan(Matrix::c_fc, l.c_fc_weight, l.c_fc_bias, 4 * rows, 1);
-    plan(Matrix::mlp_proj, l.mlp_proj_weight, kNoBias, kSplit / units * rows, units);
-    plan(Matrix::head, model_.lm_head, kNoBias, int(pad16(config_.n_vocab) / 16), 1);
+    plan(Matrix::c_attn, l.c_attn_weight, l.c_attn_bias, 3 * rows);
+    plan(Matrix::c_proj, l.c_proj_weight, kNoBias, rows);
+    plan(Matrix::c_fc, l.c_fc_weight, l.c_fc_bias, 4 * rows);
+    plan(Matrix::mlp_proj, l.mlp_proj_weight, kNoBias, kSplit * rows);
+    plan(Matrix::head, model_.lm_head, kNoBias, int(pad16(config_.n_vocab) / 16));
     for (int at = 0, turn = 0; at <= kLayerMatrices * config_.n_layer; ++at) {
         a.turn[at] = uint16_t(turn);
         turn = (turn + a.matrix[at % kLayerMatrices].n_tasks) % n_blocks_;

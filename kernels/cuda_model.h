@@ -81,7 +81,7 @@ private:
     Config config_;
     int device_, n_blocks_ = 0, max_shared_ = 0, max_width_ = 0;
     uint64_t bytes_ = 0;
-    uint64_t exchange_bytes_ = 0;  // of scratch_.qkv and what follows up to the logits
+    uint64_t exchange_bytes_ = 0;  // of the words of scratch_, which lie together
     uint32_t next_number_ = 1;     // of an exchange; words start as 0
     DeviceModel model_ = {};
     Scratch scratch_ = {};

@@ -103,13 +103,13 @@ cudaGraphExec_t CudaRounds::sequence(const TreeSettings& tree, int draft_passes)
     for (int pass = 0; pass < draft_passes; ++pass) {
         draft_.enqueue(width, &rounds_->draft_pass, stream);
         propose<<<width, kMultiplyThreads, 0, stream>>>(*arguments_);
-        plan<<<1, kMultiplyThreads, 0, stream>>>(*arguments_);
+        plan<<<1, kRoundThreads, 0, stream>>>(*arguments_);
     }
     target_.enqueue(tree.nodes, &rounds_->target_pass, stream);
     choose<<<tree.nodes, kMultiplyThreads, 0, stream>>>(*arguments_);
-    accept<<<1, kMultiplyThreads, 0, stream>>>(*arguments_);
+    accept<<<1, kRoundThreads, 0, stream>>>(*arguments_);
     const DeviceModel &t = target_.device_model(), &d = draft_.device_model();
-    commit<<<t.n_layer * 2 * t.n_head + d.n_layer * 2 * d.n_head, kMultiplyThreads, 0, stream>>>(*arguments_);
+    commit<<<t.n_layer * 2 * t.n_head + d.n_layer * 2 * d.n_head, kRoundThreads, 0, stream>>>(*arguments_);
     cudaGraph_t recorded;
     cuda_check(cudaStreamEndCapture(stream, &recorded), "recording a round");
     const cudaError_t status = cudaGraphInstantiate(&graph, recorded, 0);
@@ -169,7 +169,7 @@ Statistics CudaRounds::generate(const Request& request, const std::function<bool
                "starting to decode");
     cuda_check(cudaMemcpyAsync(text_, host_->text, n_prompt * sizeof(int32_t), cudaMemcpyHostToDevice, stream),
                "starting to decode");
-    if (going) start_rounds<<<1, kMultiplyThreads, 0, stream>>>(*arguments_);
+    if (going) start_rounds<<<1, kRoundThreads, 0, stream>>>(*arguments_);
 
     double usual_passes = drafts ? 1 : 0;  // enough for two thirds of the rounds of late
     uint32_t seen = 0, enqueued = 0;       // sequences

@@ -8,7 +8,7 @@
 #include "model/host_device.h"
 
 constexpr int kHeadSize = 64;      // the only one the kernels know
-constexpr int kMultiplyWarps = 8;  // each owns a fixed eighth of every sum over K
+constexpr int kMultiplyWarps = 16;
 constexpr int kMultiplyThreads = 32 * kMultiplyWarps;
 constexpr int kBlockThreads = kMultiplyThreads + 32;  // and one warp that streams the weights
 constexpr int kSharedState = 2048;  // bytes at most of a block's shared memory that SharedLayout leaves out
@@ -36,28 +36,37 @@ struct DeviceModel {
     }
 };
 
-// Matrix inputs are fp16 rows in which each run of 16 columns is kept in the order in which a lane of mma.m16n8k16
-// reads its B fragment: columns 2t, 2t+1, 2t+8, 2t+9 for t = 0..3. Even columns keep their right neighbour.
+// Matrix inputs are fp16 rows in which each run of 32 columns is kept in the order in which a lane of mma.m16n8k16
+// reads its B fragments: columns 2t, 2t+1, 2t+8, 2t+9 of the first 16, then of the second, for t = 0..3. Even columns
+// keep their right neighbour.
 HD constexpr uint32_t fragment_column(uint32_t column) {
-    const uint32_t c = column % 16;
-    return column - c + (c % 8) / 2 * 4 + c / 8 * 2 + c % 2;
+    const uint32_t c = column % 32;
+    return column - c + (c % 8) / 2 * 8 + c / 16 * 4 + c % 16 / 8 * 2 + c % 2;
 }
 
-// Rows of halves in fragment order that blocks exchange, in pairs: as words of (pair, number) in passes of up to 8
-// nodes, where the way counts, as they are in wider ones, where the bytes count (exchange.cuh).
-struct HalfRows {
-    uint64_t* word;  // (8, columns / 2)
-    uint32_t* pair;  // (kMaxNodes, columns / 2)
+constexpr int kWordNodes = 8;  // in the widest pass whose results travel as words
+
+// Rows that blocks exchange: as words of (value, number) in passes of up to 8 nodes, where the way counts, as they are
+// in wider ones, where the bytes count (exchange.cuh). A value is a float or a pair of halves; of matrix inputs, the
+// halves stand in fragment order.
+struct Rows {
+    uint64_t* word;   // (kWordNodes, values)
+    uint32_t* value;  // (kMaxNodes, values)
+
+    // The set with this index of several that lie one after the other.
+    HD Rows set(int index, int n_values) const {
+        return {word + index * kWordNodes * n_values, value + index * kMaxNodes * n_values};
+    }
 };
 
-// Global memory between the phases of a pass, rows by node. Words are (value, number) of 32 bits each.
+// Global memory between the phases of a pass, rows by node.
 struct Scratch {
-    uint64_t* qkv;       // (kMaxNodes, 2 n_embd) words: q in fp32, keys and values as pairs of halves
-    uint64_t* proj;      // (2, kMaxNodes, n_embd) words: c_proj's result, bias not yet added; even and odd layers
-    uint64_t* mlp_proj;  // (2, kSplit, kMaxNodes, n_embd) words: the parts of mlp_proj's result, or their sum as part 0
-    HalfRows attention;  // n_embd columns
-    HalfRows input;      // n_embd: LayerNorm's result
-    HalfRows mlp;        // 4 n_embd: matrix input of mlp_proj
+    Rows qkv;        // words: 2 n_embd, q in fp32, keys and values as pairs of halves; values: q alone, n_embd
+    Rows proj;       // n_embd floats: c_proj's result, bias not yet added; twice, for even and odd layers
+    Rows mlp_proj;   // n_embd floats: a part of mlp_proj's result; kSplit of them, twice
+    Rows attention;  // n_embd halves
+    Rows input;      // n_embd halves: LayerNorm's result
+    Rows mlp;        // 4 n_embd halves: matrix input of mlp_proj
     float* logits;       // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order
     uint64_t* best;      // (2) greedy decoding: the best (logit, token) of even and odd steps
     int32_t* chosen;     // (1) the token that sampled decoding goes on with
@@ -99,7 +108,7 @@ HD inline DevicePass pass_part(const DevicePass& pass, int at, int width) {
 // How the weights' stream is paced, in pieces under way: fewer while the block waits for what others write, because
 // that queues behind the weights. Never alters a result.
 struct Pace {
-    int waiting = 1, multiplying = 3;
+    int waiting = 2, multiplying = 6;
 };
 
 // Offsets in a block's shared memory, bytes.
@@ -110,14 +119,16 @@ struct SharedLayout {
     uint32_t ring;     // (n_slots, kSlotBytes)
     uint32_t bytes;
     int x_rows, input_stride, n_slots;
+    int held_units;       // whose sums `partial` holds at a time
     int attention_nodes;  // of one head that a block takes at a time
+    int attention_warps;  // that take its chunks
 };
 
 // A matrix of each layer, or the head, as the pass reads it (weight_ring.cuh).
 struct MatrixPlan {
     uint64_t weight, bias;  // offsets in layer 0; kNoBias: none, or not added with the product
-    int n_tasks;            // of `units` units each: 16 rows by n_embd columns
-    int units;
+    int n_tasks;            // of one unit each: 16 rows by n_embd columns
+    int turns, rest;        // n_tasks in turns of all blocks, and what is left
 };
 constexpr uint64_t kNoBias = ~uint64_t(0);
 
@@ -131,6 +142,8 @@ struct PassArguments {
     MatrixPlan matrix[kLayerMatrices + 1];  // by Matrix
     uint16_t
         turn[kLayerMatrices * kMaxDeviceLayers + 1];  // tasks of the pass before each matrix, mod the number of blocks
+    int pieces, piece_quads;  // of a unit; of 4 fragment blocks, of a piece: the last one may have fewer
+    uint32_t per_piece;       // 2^16 / pieces, rounded up: a quotient without a division
     Scratch scratch;
     SharedLayout shared;
     Pace pace;

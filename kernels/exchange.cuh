@@ -8,8 +8,8 @@
 // has gone into everything. proj and mlp_proj are also read by blocks that merely keep up the residual stream; these
 // two alternate between layers, and a block has work in every layer (CudaModel takes no more blocks than that).
 //
-// Bytes: twice those of the values. Matrix inputs of more than 8 nodes, which every block reads, travel without numbers
-// and with a release instead.
+// Bytes: twice those of the values. Results of passes of more than 8 nodes therefore travel without numbers and with a
+// release instead.
 #pragma once
 
 #include "kernels/block.cuh"
@@ -37,19 +37,26 @@ __device__ inline void collect(const Block& b, const uint64_t* from, const uint3
     } while (!complete());
 }
 
-// Writes pair `at` of the rows.
+// Writes value `at` of the rows, or two of them from an even `at` on.
 template <bool words>
-__device__ inline void put(const HalfRows& rows, int at, uint32_t halves, uint32_t number) {
+__device__ inline void put(const Rows& rows, uint32_t at, uint32_t value, uint32_t number) {
     if (words)
-        ptx::store_word(rows.word + at, halves, number);
+        ptx::store_word(rows.word + at, value, number);
     else
-        rows.pair[at] = halves;
+        rows.value[at] = value;
+}
+template <bool words>
+__device__ inline void put_two(const Rows& rows, uint32_t at, float first, float second, uint32_t number) {
+    if (words)
+        ptx::store_words(rows.word + at, __float_as_uint(first), __float_as_uint(second), number);
+    else
+        *reinterpret_cast<float2*>(rows.value + at) = {first, second};
 }
 
-// Fetches n_embd halves of each of n rows into the block's input: from pair `first` on, rows `stride` pairs apart. Has
-// waited for them.
+// Fetches n_embd halves of each of n rows into the block's input: from value `first` on, rows `stride` values apart.
+// Has waited for them.
 template <bool words>
-__device__ inline void collect_input(const Block& b, const HalfRows& rows, int first, int stride, int n, int n_embd,
+__device__ inline void collect_input(const Block& b, const Rows& rows, int first, int stride, int n, int n_embd,
                                      uint32_t number) {
     const int steps = n_embd / (words ? 4 : 8);  // of 16 bytes a row
     int left = (n * steps - int(b.thread) + kMultiplyThreads - 1) / kMultiplyThreads, row = 0, at = b.thread;
@@ -75,7 +82,7 @@ __device__ inline void collect_input(const Block& b, const HalfRows& rows, int f
                 if (k < left) ptx::store_shared_8(to[k], pair[k].x, pair[k].z);
             left -= kBatch;
         } else {
-            ptx::copy_16(b.input_at(row, at * 8), rows.pair + first + row * stride + at * 4);
+            ptx::copy_16(b.input_at(row, at * 8), rows.value + first + row * stride + at * 4);
             at += kMultiplyThreads;
             settle();
             --left;

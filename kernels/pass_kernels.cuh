@@ -27,9 +27,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1) forward_pass(const __grid_co
         shared_state.pass = pass_part(whole, a.at, 8 * NT);
         shared_state.pass.number += a.number;
     }
-    Block b(a);
-    const DevicePass pass = shared_state.pass;
+    Block b(a, weight_readers(NT));
+    const DevicePass& pass = shared_state.pass;
     if (threadIdx.x >= kMultiplyThreads) {
+        if (!Stream::takes(threadIdx.x)) return;
         Stream stream{a, Ring(a)};
         stream.copy_pass(pass.n_logits > 0);
         stream.drain();
@@ -71,7 +72,7 @@ static __device__ __noinline__ int32_t choose_one(ChooseSpace& space, const floa
 // Baseline decoding: the token of each step goes to the host and into the next step; nobody waits for the host.
 template <bool greedy>
 __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __grid_constant__ DecodeArguments d) {
-    Block b(d.pass);
+    Block b(d.pass, weight_readers(1));
     const DeviceModel& m = d.pass.model;
     const Scratch& s = d.pass.scratch;
     if (threadIdx.x >= kBlockThreads) {
@@ -79,6 +80,7 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
         return;
     }
     if (threadIdx.x >= kMultiplyThreads) {
+        if (!Stream::takes(threadIdx.x)) return;
         Stream stream{d.pass, Ring(d.pass)};
         for (int step = 0; step < d.max_tokens && stream.copy_pass(true); ++step) {
         }

@@ -42,6 +42,7 @@ __device__ inline void block_barrier() {
 }
 
 constexpr int kMaxRingSlots = 16;
+constexpr int kMaxHeldUnits = 8;
 
 // What the multiplying warps are at: the streaming warp sets its pace by it.
 enum class Doing { waiting, multiplying, arriving };
@@ -52,7 +53,7 @@ struct SharedState {
     int doing;                                           // Doing; set and read with atomics
     int stop;                                            // nobody will read further weights
     alignas(16) float sums[kMultiplyWarps], squares[kMultiplyWarps];
-    float bias[4][16];                                  // of the tasks being summed
+    float bias[kMaxHeldUnits][16];                      // of the units being summed
     int token[kMaxNodes], depth[kMaxNodes], max_depth;  // of the pass
     uint32_t target, workers;  // of the phase counter: arrivals that complete the last phase, those of it alone
     // Decoding: (step + 1, token) on its way to the host, whom a warp of block 0's talks to.

@@ -30,6 +30,8 @@ struct RoundRecord {
     unsigned long long draft_ns, ngram_ns, target_ns;
 };
 
+constexpr int kRoundThreads = 256;  // of a block between passes
+
 constexpr int kRecords = 8;  // of the last sequences, on the host
 
 // What a block works on between passes, in its shared memory meanwhile.
@@ -72,16 +74,16 @@ static __shared__ uint4 shared_work[sizeof(RoundWork) / sizeof(uint4)];
 
 __device__ inline RoundWork& load_work(const DeviceRounds& rounds) {
     constexpr int kWords = sizeof shared_work / sizeof(uint4),
-                  kEach = (kWords + kMultiplyThreads - 1) / kMultiplyThreads;
+                  kEach = (kWords + kRoundThreads - 1) / kRoundThreads;
     uint4 word[kEach];  // so that all are on their way at once
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
-        const int i = threadIdx.x + k * kMultiplyThreads;
+        const int i = threadIdx.x + k * kRoundThreads;
         if (i < kWords) word[k] = __ldcg(reinterpret_cast<const uint4*>(&rounds.work) + i);
     }
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
-        const int i = threadIdx.x + k * kMultiplyThreads;
+        const int i = threadIdx.x + k * kRoundThreads;
         if (i < kWords) shared_work[i] = word[k];
     }
     __syncthreads();
@@ -90,7 +92,7 @@ __device__ inline RoundWork& load_work(const DeviceRounds& rounds) {
 __device__ inline void store_work(DeviceRounds& rounds) {
     constexpr int kWords = offsetof(RoundWork, child) / sizeof(uint4);
 #pragma unroll
-    for (int i = threadIdx.x; i < kWords; i += kMultiplyThreads)
+    for (int i = threadIdx.x; i < kWords; i += kRoundThreads)
         reinterpret_cast<uint4*>(&rounds.work)[i] = shared_work[i];
 }
 
@@ -139,7 +141,7 @@ __device__ inline void plan_next(const RoundArguments& a, RoundWork& work) {
     }
 }
 
-__global__ void __launch_bounds__(kMultiplyThreads) start_rounds(const __grid_constant__ RoundArguments a) {
+__global__ void __launch_bounds__(kRoundThreads) start_rounds(const __grid_constant__ RoundArguments a) {
     RoundWork& work = load_work(*a.rounds);
     round_start(work.state, work.generation, a.text);
     plan_next(a, work);
@@ -162,7 +164,7 @@ __global__ void __launch_bounds__(kMultiplyThreads) propose(const __grid_constan
                  rounds.work.child + blockIdx.x * kMaxChildren);
 }
 
-__global__ void __launch_bounds__(kMultiplyThreads) plan(const __grid_constant__ RoundArguments a) {
+__global__ void __launch_bounds__(kRoundThreads) plan(const __grid_constant__ RoundArguments a) {
     DeviceRounds& rounds = *a.rounds;
     const uint64_t begin = ptx::nanoseconds();
     if (rounds.draft_pass.n == 0) return;
@@ -189,7 +191,7 @@ __global__ void __launch_bounds__(kMultiplyThreads) choose(const __grid_constant
     if (threadIdx.x == 0) rounds.chosen[i] = token;
 }
 
-__global__ void __launch_bounds__(kMultiplyThreads) accept(const __grid_constant__ RoundArguments a) {
+__global__ void __launch_bounds__(kRoundThreads) accept(const __grid_constant__ RoundArguments a) {
     DeviceRounds& rounds = *a.rounds;
     const uint64_t begin = ptx::nanoseconds();
     if (rounds.target_pass.n == 0) {
@@ -221,7 +223,7 @@ __global__ void __launch_bounds__(kMultiplyThreads) accept(const __grid_constant
 }
 
 // Blocks: those of the target's commit, then those of the draft's.
-__global__ void __launch_bounds__(kMultiplyThreads) commit(const __grid_constant__ RoundArguments a) {
+__global__ void __launch_bounds__(kRoundThreads) commit(const __grid_constant__ RoundArguments a) {
     const DeviceRounds& rounds = *a.rounds;
     const CommitList &target = rounds.work.state.target_commit, &draft = rounds.work.state.draft_commit;
     const DeviceModel& m = a.target.model;

@@ -1,29 +1,29 @@
 // out(node, head) = sum over keys p of softmax_p(q . k_p / 8) v_p, by logical position: the keys of a node
 // are the cache below the pass's base, its ancestors by depth, itself.
 //
-// Keys come in chunks of 32 positions. One warp turns a chunk into (max, sum, output): scores on mma.m16n8k16 with up
-// to 16 nodes as rows and 8 keys as columns, softmax in registers, then the weights times the values on the same
+// Keys come in chunks of 16 positions. One warp turns a chunk into (max, sum, output): scores on mma.m16n8k16 with up
+// to 8 nodes as rows and 8 keys as columns, softmax in registers, then the weights times the values on the same
 // instruction. q and the weights enter as two halves each (high and low), so nothing but K and V is rounded to fp16.
-// A node's chunks merge in a fixed order: those of equal index mod 8 ascending, then the 8 results ascending.
+// A node's chunks merge in a fixed order: those of equal index mod 16 ascending, then the 16 results pairwise.
 //
-//   chunks below base     the same for all nodes: a block takes (head, up to 8 nodes), warp w the chunks w, w + 8,
-//   ...,
-//                         keys and values read once for all its nodes
+//   chunks below base     the same for all nodes: a block takes (head, up to 8 nodes), a warp every 16th chunk, keys
+//   and
+//                         values read once for all its nodes
 //   chunks that reach     differ by node: a warp takes (head, node, chunk) and gathers the rows of its ancestors
 //   base or beyond
 //
 // Both run the same function on the same positions, so where base lies does not show in the bits; nor do the other
-// rows. q and this pass's keys and values come as words (exchange.cuh), are waited for and put in shared memory; the
-// other keys and values lie in the cache since earlier passes.
+// rows. q and this pass's keys and values are waited for, in passes of up to 8 nodes as words that are put in shared
+// memory (exchange.cuh); the other keys and values lie in the cache since earlier passes.
 //
-// Bytes: 256 a key and head from L2 or memory, times the groups of nodes; 512 a node and head of q, 512 of new keys and
-// values times the groups; 256 of output.
+// Bytes: 256 a key and head from L2 or memory, times the groups of nodes; 256 a node and head of q, as words 512 and as
+// much of new keys and values times the groups; 128 of output, as words 256.
 #pragma once
 
 #include "kernels/layer_norm.cuh"
 
-constexpr int kChunk = 32;
-constexpr int kClasses = kMultiplyWarps;            // residues that merge separately
+constexpr int kChunk = 16;
+constexpr int kClasses = 16;                        // residues that merge separately
 constexpr int kOwnChunks = kMaxSlots / kChunk + 1;  // that can reach base or beyond
 constexpr int kGroup = 8;                           // nodes at most that a block takes at a time
 constexpr int kResults = kClasses + kOwnChunks;
@@ -33,10 +33,10 @@ constexpr int kQueryStride = kHeadSize + 4;                       // 32-bit word
 constexpr int kRowStride = kHeadSize + 8;                         // halves
 
 // A block's shared memory during attention, in the place of the partial sums and the matrix input.
-constexpr int kStagedBytes = kMultiplyWarps * 2 * kChunk * kHeadSize * 2;  // (kMultiplyWarps, keys and values, rows)
+constexpr int kStagedBytes = 2 * kChunk * kHeadSize * 2;  // of a warp: keys and values
 constexpr int kQueryBytes = kGroup * kQueryStride * 4;
-constexpr int attention_bytes(int width, int group) {
-    return kStagedBytes + kQueryBytes + width * 2 * kRowStride * 2 + group * kNodeFloats * 4;
+constexpr int attention_bytes(int warps, int group) {
+    return warps * kStagedBytes + kQueryBytes + kWordNodes * 2 * kRowStride * 2 + group * kNodeFloats * 4;
 }
 
 // The keys and values of a warp's chunk in shared memory: (2, kChunk, 8) pieces of 16 bytes, row after row. In odd rows
@@ -46,6 +46,7 @@ struct Staged {
     uint8_t* memory;
     int lane;
     static constexpr int kValues = kChunk * kHeadSize * 2;  // bytes to the values
+    static constexpr int kCopies = kChunk / 4;              // of a lane
 
     __device__ uint8_t* copied(int i) const { return memory + (lane ^ lane / 8 % 2 * 4) * 16 + i * 512; }
     __device__ uint4 read(int j, int half, bool values) const {
@@ -55,31 +56,25 @@ struct Staged {
     }
 };
 
-// Starts copying the 32 rows from `row` on.
-__device__ inline void stage_rows(const Staged& staged, const uint16_t* keys, const uint16_t* values, int row) {
-    const uint32_t to = ptx::shared_address(staged.copied(0)), from = row * kHeadSize + staged.lane * 8;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        ptx::copy_16(to + i * 512, keys + from + i * 256);
-        ptx::copy_16(to + Staged::kValues + i * 512, values + from + i * 256);
-    }
-}
-// One row: the lane's piece of row 4 i + lane / 8. at: the cache's row, or -1: none, zeros; or -2 - k: node k of this
-// pass, whose row comes later.
-__device__ inline void stage_cached(const Staged& staged, const uint16_t* keys, const uint16_t* values, int i, int at) {
+// A head's keys and values in the cache.
+struct HeadRows {
+    const uint16_t *keys, *values;
+};
+
+// Starts copying the lane's piece of row 4 i + lane / 8 from the cache's row `at`; -1: none, zeros.
+__device__ inline void stage_row(const Staged& staged, const HeadRows& rows, int i, int at) {
     uint8_t* to = staged.copied(i);
     const uint32_t from = at * kHeadSize + staged.lane % 8 * 8;
     if (at >= 0) {
-        ptx::copy_16(ptx::shared_address(to), keys + from);
-        ptx::copy_16(ptx::shared_address(to) + Staged::kValues, values + from);
-    } else if (at == -1) {
+        ptx::copy_16(ptx::shared_address(to), rows.keys + from);
+        ptx::copy_16(ptx::shared_address(to) + Staged::kValues, rows.values + from);
+    } else {
         *reinterpret_cast<uint4*>(to) = *reinterpret_cast<uint4*>(to + Staged::kValues) = {0, 0, 0, 0};
     }
 }
-// fresh: (nodes of the pass, 2: key and value, kRowStride) shared memory.
-__device__ inline void stage_fresh(const Staged& staged, const uint16_t* fresh, int i, int at) {
-    if (at >= -1) return;
-    const uint4* from = reinterpret_cast<const uint4*>(fresh + (-2 - at) * 2 * kRowStride) + staged.lane % 8;
+// Copies it from node `node` of this pass. fresh: (nodes of the pass, 2: key and value, kRowStride) shared memory.
+__device__ inline void stage_fresh(const Staged& staged, const uint16_t* fresh, int i, int node) {
+    const uint4* from = reinterpret_cast<const uint4*>(fresh + node * 2 * kRowStride) + staged.lane % 8;
     uint8_t* to = staged.copied(i);
     *reinterpret_cast<uint4*>(to) = from[0];
     *reinterpret_cast<uint4*>(to + Staged::kValues) = from[kRowStride / 8];
@@ -130,14 +125,14 @@ __device__ inline float merge_output(float out, float factor, float other, float
 
 // Puts the chunk's result for the query's nodes 0..n-1 to `out` (64 floats) and `stats` (max, sum), nodes kNodeFloats
 // apart in shared memory, or, unless it is the first there, merges it into what stands there. n_keys: positions of the
-// chunk that are keys, 1 to 32.
+// chunk that are keys, 1 to 16.
 __device__ inline void attend_chunk(float* out, float* stats, int n, bool is_first, const Query& query,
                                     const Staged& staged, int n_keys) {
     const int g = staged.lane / 4, t = staged.lane % 4;
-    float weight[4][2];  // first the scores; of node g, keys 8 j + 2 t, + 1
+    float weight[2][2];  // first the scores; of node g, keys 8 j + 2 t, + 1
     float max = kNothing, sum = 0;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < 2; ++j) {
         const uint4 low = staged.read(j, 0, false), high = staged.read(j, 1, false);
         const uint32_t k[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
         float d[4] = {0, 0, 0, 0};
@@ -151,15 +146,15 @@ __device__ inline void attend_chunk(float* out, float* stats, int n, bool is_fir
     }
     max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
     max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
-    uint32_t a[2][4];  // the weights as A fragments, 2 steps of 16 keys: high halves in row g, low ones in row g + 8
+    uint32_t a[4];  // the weights as A fragments: high halves in row g, low ones in row g + 8
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
             weight[j][e] = exp_difference(weight[j][e], max);
             sum = __fadd_rn(sum, weight[j][e]);
         }
-        split_halves(weight[j][0], weight[j][1], a[j / 2][j % 2 * 2], a[j / 2][j % 2 * 2 + 1]);
+        split_halves(weight[j][0], weight[j][1], a[2 * j], a[2 * j + 1]);
     }
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
@@ -176,18 +171,14 @@ __device__ inline void attend_chunk(float* out, float* stats, int n, bool is_fir
     if (t == 0 && g < n) *reinterpret_cast<float2*>(stats) = {max, sum};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // columns 32 half + 8 t ..
-        const uint4 value[4] = {staged.read(0, half, true), staged.read(1, half, true), staged.read(2, half, true),
-                                staged.read(3, half, true)};
+        const uint4 value[2] = {staged.read(0, half, true), staged.read(1, half, true)};
 #pragma unroll
         for (int r = 0; r < 4; ++r) {  // then 2 r, + 1
+            const auto transposed = [&](const uint4& row) {
+                return ptx::transpose(r == 0 ? row.x : r == 1 ? row.y : r == 2 ? row.z : row.w);
+            };
             float d[4] = {0, 0, 0, 0};
-#pragma unroll
-            for (int s = 0; s < 2; ++s) {
-                const auto transposed = [&](const uint4& row) {
-                    return ptx::transpose(r == 0 ? row.x : r == 1 ? row.y : r == 2 ? row.z : row.w);
-                };
-                ptx::mma(d, a[s], transposed(value[2 * s]), transposed(value[2 * s + 1]));
-            }
+            ptx::mma(d, a, transposed(value[0]), transposed(value[1]));
             if (g >= n) continue;
             float2* to = reinterpret_cast<float2*>(out + 32 * half + 2 * r);
             float2 result = {__fadd_rn(d[0], d[2]), __fadd_rn(d[1], d[3])};
@@ -201,14 +192,13 @@ __device__ inline void attend_chunk(float* out, float* stats, int n, bool is_fir
     }
 }
 
-// The outputs of a node from its results, by one warp: columns 2 lane, + 1. The node's own chunks from the 8th chunk on
-// wait in results of their own, kClasses.. for the chunks n_shared..
-__device__ inline float2 merge_classes(float* results, int n_shared, int n_chunks, int lane) {
-    const int n_classes = min(n_chunks, kClasses);
+// Adds to a node's results of the classes those of its own chunks from the 16th chunk on, which wait in results of
+// their own, kClasses.. for the chunks n_shared.. By one warp.
+__device__ inline void merge_own(float* results, int n_shared, int n_chunks, int lane) {
     float2* out = reinterpret_cast<float2*>(results) + lane;  // results 32 apart
     float2* stats = reinterpret_cast<float2*>(results + kStats);
 #pragma unroll 1
-    for (int c = max(n_shared, kClasses); c < n_chunks; ++c) {  // one more chunk of class c mod 8
+    for (int c = max(n_shared, kClasses); c < n_chunks; ++c) {  // one more chunk of class c mod 16
         const int k = c % kClasses, own = kClasses + c - n_shared;
         float2 both = stats[k];
         const float2 more = stats[own], old = out[32 * k], added = out[32 * own];
@@ -220,32 +210,58 @@ __device__ inline float2 merge_classes(float* results, int n_shared, int n_chunk
         if (lane == 0) stats[k] = both;
         __syncwarp();
     }
-    float2 stat[kClasses], part[kClasses];
-    float all_max = kNothing, total = 0;
-    float2 merged = {0, 0};
-#pragma unroll
-    for (int k = 0; k < kClasses; ++k) {
-        const bool there = k < n_classes;
-        stat[k] = there ? stats[k] : float2{kNothing, 0};
-        part[k] = there ? out[32 * k] : float2{0, 0};
-        all_max = fmaxf(all_max, stat[k].x);
-    }
-#pragma unroll
-    for (int k = 0; k < kClasses; ++k) {
-        const float factor = exp_difference(stat[k].x, all_max);
-        total = __fmaf_rn(factor, stat[k].y, total);
-        merged = {__fmaf_rn(factor, part[k].x, merged.x), __fmaf_rn(factor, part[k].y, merged.y)};
-    }
-    return {ptx::quotient(merged.x, total), ptx::quotient(merged.y, total)};
 }
 
-// q of the group's nodes i0.. (n of them) and the keys and values of all nodes of the pass, of one head, from words
-// (kMaxNodes, 2 n_embd) to shared memory: q (n, kQueryStride) as high and low halves, fresh (pass nodes, 2,
-// kRowStride).
-__device__ inline void collect_head(const Block& b, const uint64_t* qkv, int head, int i0, int n, int n_pass,
+constexpr int kQuarter = 16;  // columns of a head that a warp merges
+
+// A quarter of a node's output from its results of n_classes classes, by one warp: columns 4 (lane % 4) .. + 3 of the
+// quarter, in all lanes. Lane 4 k + i adds the classes 2 k and 2 k + 1, then lanes add up pairwise.
+__device__ inline float4 merge_classes(const float* results, int n_classes, int quarter, int lane) {
+    const int k = lane / 4 * 2;
+    const float2* stats = reinterpret_cast<const float2*>(results + kStats);
+    const float4* out = reinterpret_cast<const float4*>(results + quarter * kQuarter) + lane % 4;  // 16 apart
+    float2 stat[2];
+    float4 part[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const bool there = k + i < n_classes;
+        stat[i] = there ? stats[k + i] : float2{kNothing, 0};
+        part[i] = there ? out[16 * (k + i)] : float4{0, 0, 0, 0};
+    }
+    float max = fmaxf(stat[0].x, stat[1].x);
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, offset));
+    const float first = exp_difference(stat[0].x, max), second = exp_difference(stat[1].x, max);
+    float sum[5] = {
+        merge_output(stat[0].y, first, stat[1].y, second), merge_output(part[0].x, first, part[1].x, second),
+        merge_output(part[0].y, first, part[1].y, second), merge_output(part[0].z, first, part[1].z, second),
+        merge_output(part[0].w, first, part[1].w, second)};
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2)
+#pragma unroll
+        for (float& x : sum) x = __fadd_rn(x, __shfl_xor_sync(~0u, x, offset));
+    return {ptx::quotient(sum[1], sum[0]), ptx::quotient(sum[2], sum[0]), ptx::quotient(sum[3], sum[0]),
+            ptx::quotient(sum[4], sum[0])};
+}
+
+// q of the group's nodes i0.. (n of them), of one head, from words or floats to shared memory: (n, kQueryStride), as
+// high and low halves. With words also the keys and values of all nodes of the pass: fresh (kWordNodes, 2, kRowStride).
+template <bool words>
+__device__ inline void collect_head(const Block& b, const Rows& qkv, int head, int i0, int n, int n_pass,
                                     uint32_t number, uint32_t* q, uint16_t* fresh) {
-    const int E = b.a.model.n_embd, n_query = n * (kHeadSize / 2), n_pairs = n_query + n_pass * (kHeadSize / 2);
+    const int E = b.a.model.n_embd, n_query = n * (kHeadSize / 2),
+              n_pairs = words ? n_query + n_pass * (kHeadSize / 2) : n_query / 2;
     for (int i = b.thread; i < n_pairs; i += kMultiplyThreads) {
+        if (!words) {  // four columns
+            const int node = i / (kHeadSize / 4), at = i % (kHeadSize / 4);
+            const float4 v =
+                __ldcg(reinterpret_cast<const float4*>(qkv.value + (i0 + node) * E + head * kHeadSize) + at);
+            uint4 halves;
+            split_halves(v.x, v.y, halves.x, halves.y);
+            split_halves(v.z, v.w, halves.z, halves.w);
+            *reinterpret_cast<uint4*>(q + node * kQueryStride + 4 * at) = halves;
+            continue;
+        }
         const bool is_query = i < n_query;
         const int of = is_query ? i : i - n_query, node = of / (kHeadSize / 2), at = of % (kHeadSize / 2);
         uint32_t offset[1];
@@ -258,7 +274,7 @@ __device__ inline void collect_head(const Block& b, const uint64_t* qkv, int hea
             to = reinterpret_cast<uint32_t*>(fresh + (2 * node + at / 16) * kRowStride) + at % 16 * 2;
         }
         uint4 pair[1];
-        collect(b, qkv, offset, 1, number, pair);
+        collect(b, qkv.word, offset, 1, number, pair);
         if (is_query) split_halves(__uint_as_float(pair[0].x), __uint_as_float(pair[0].z), pair[0].x, pair[0].z);
         to[0] = pair[0].x;
         to[1] = pair[0].z;
@@ -271,90 +287,115 @@ template <bool words>
 __device__ inline void tree_attention(Block& b, const DevicePass& pass, int layer, uint32_t from, uint32_t number) {
     const DeviceModel& m = b.a.model;
     const Scratch& s = b.a.scratch;
-    const int warp = b.thread / 32, lane = b.thread % 32;
+    const int warp = b.thread / 32, lane = b.thread % 32, n_warps = b.a.shared.attention_warps;
     const int group = b.a.shared.attention_nodes, n_groups = (pass.n + group - 1) / group,
               n_tasks = m.n_head * n_groups;
     const int n_shared = pass.base / kChunk;
     uint8_t* memory = reinterpret_cast<uint8_t*>(b.partial());  // and the matrix input behind it
-    const Staged staged = {memory + warp * 2 * Staged::kValues, lane};
-    uint32_t* q = reinterpret_cast<uint32_t*>(memory + kStagedBytes);                // (kGroup, kQueryStride)
-    uint16_t* fresh = reinterpret_cast<uint16_t*>(q + kGroup * kQueryStride);        // (pass.n, 2, kRowStride)
-    float* results = reinterpret_cast<float*>(fresh + pass.n * 2 * kRowStride);      // (group, kNodeFloats)
+    const Staged staged = {memory + warp * kStagedBytes, lane};
+    uint32_t* q = reinterpret_cast<uint32_t*>(memory + n_warps * kStagedBytes);      // (kGroup, kQueryStride)
+    uint16_t* fresh = reinterpret_cast<uint16_t*>(q + kGroup * kQueryStride);        // (kWordNodes, 2, kRowStride)
+    float* results = reinterpret_cast<float*>(fresh + kWordNodes * 2 * kRowStride);  // (group, kNodeFloats)
     const int n_own = (pass.base + shared_state.max_depth) / kChunk - n_shared + 1;  // of a node, at most
     for (int task = blockIdx.x; task < n_tasks; task += gridDim.x) {
         const int head = task % m.n_head, i0 = task / m.n_head * group, n = min(group, pass.n - i0);
-        const uint16_t *keys = m.kv_row(layer, 0, head, 0), *values = m.kv_row(layer, 1, head, 0);
-        // The cache's chunks, for all nodes at once, then each node's own; warps with fewer of the cache's begin there.
-        int c = warp, own_at = (warp - n_shared) & (kMultiplyWarps - 1);
+        const HeadRows rows = {m.kv_row(layer, 0, head, 0), m.kv_row(layer, 1, head, 0)};
+        // First each node's own chunks, which take longer to find, then the cache's, for all nodes at once.
+        const int n_all = n * n_own + n_shared;
+        int at = warp < n_warps ? warp : n_all;
         struct {
-            int node, n_nodes, result, n_keys;
-            bool is_first, has_fresh;
-            uint32_t at[4];  // if it has fresh rows: what stage_cached() was told, two in a word
+            bool own;
+            int node, index, n_keys;  // node: the first
+            uint32_t fresh;           // of an own chunk: 1 + node of the pass whose row comes later, or 0, by row
         } chunk;
         const auto next = [&] {  // starts copying what the cache holds of the next chunk; false: there is none
-            if (c < n_shared) {
-                chunk.node = 0, chunk.n_nodes = n, chunk.result = warp, chunk.n_keys = kChunk;
-                chunk.is_first = c == warp, chunk.has_fresh = false;
-                stage_rows(staged, keys, values, c * kChunk);
-                c += kClasses;
-                return true;
-            }
-            for (; own_at < n * n_own; own_at += kMultiplyWarps) {
-                const int own = own_at / n, node = own_at - own * n, own_chunk = n_shared + own;
-                const int depth = shared_state.depth[i0 + node], first = own_chunk * kChunk;
+            for (; at < n * n_own; at += n_warps) {
+                const int own = at / n, depth = shared_state.depth[i0 + at - own * n];
+                chunk.own = true, chunk.node = at - own * n, chunk.index = n_shared + own, chunk.fresh = 0;
+                const int first = chunk.index * kChunk;
                 chunk.n_keys = min(kChunk, pass.base + depth - first + 1);
                 if (chunk.n_keys <= 0) continue;
-                chunk.node = node, chunk.n_nodes = 1, chunk.result = own_chunk < kClasses ? own_chunk : kClasses + own;
-                chunk.is_first = chunk.has_fresh = true;
 #pragma unroll
-                for (int i = 0; i < 8; ++i) {
+                for (int i = 0; i < Staged::kCopies; ++i) {
                     const int position = first + 4 * i + lane / 8, d = position - pass.base;
-                    int at = d > depth ? -1 : position;
+                    int row = d > depth ? -1 : position;
                     if (d >= 0 && d <= depth) {
-                        const int slot =
-                            d == depth ? pass.first + i0 + node : b.a.nodes->path[d][pass.nodes_at + i0 + node];
-                        at = slot >= pass.first ? -2 - (slot - pass.first) : pass.slot_rows + slot;
+                        const int of_pass = pass.nodes_at + i0 + chunk.node;
+                        const int slot = d == depth ? pass.first + i0 + chunk.node : b.a.nodes->path[d][of_pass];
+                        row = pass.slot_rows + slot;
+                        if (slot >= pass.first) {
+                            chunk.fresh |= uint32_t(slot - pass.first + 1) << 8 * i;
+                            continue;
+                        }
                     }
-                    stage_cached(staged, keys, values, i, at);
-                    chunk.at[i / 2] = i % 2 ? chunk.at[i / 2] | at << 16 : at & 0xffff;
+                    stage_row(staged, rows, i, row);
                 }
-                own_at += kMultiplyWarps;
+                at += n_warps;
                 return true;
             }
-            return false;
+            if (at >= n_all) return false;
+            chunk.own = false, chunk.node = 0, chunk.index = at - n * n_own, chunk.n_keys = kChunk;
+#pragma unroll
+            for (int i = 0; i < Staged::kCopies; ++i)
+                stage_row(staged, rows, i, chunk.index * kChunk + 4 * i + lane / 8);
+            at += n_warps;
+            return true;
         };
         // What the cache holds is on its way before q is there: the first chunk to this warp, the others to L2.
-        for (int ahead = c + kClasses; ahead < n_shared; ahead += kClasses) {
-            ptx::prefetch_l2(keys + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
-            ptx::prefetch_l2(values + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
+        for (int ahead = warp + n_warps - n * n_own; ahead < n_shared; ahead += n_warps) {
+            if (ahead < 0) continue;
+            ptx::prefetch_l2(rows.keys + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
+            ptx::prefetch_l2(rows.values + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
         }
         bool more = next();
-        if (task == int(blockIdx.x)) b.phase.wait(false);
-        collect_head(b, s.qkv, head, i0, n, pass.n, from, q, fresh);
+        if (task == int(blockIdx.x)) b.phase.wait(!words);
+        collect_head<words>(b, s.qkv, head, i0, n, pass.n, from, q, fresh);
 #pragma unroll 1
         while (more) {
-            if (chunk.has_fresh)
+            if (chunk.own)
 #pragma unroll
-                for (int i = 0; i < 8; ++i) stage_fresh(staged, fresh, i, int16_t(chunk.at[i / 2] >> i % 2 * 16));
+                for (int i = 0; i < Staged::kCopies; ++i) {
+                    const int node = int(chunk.fresh >> 8 * i & 255) - 1;
+                    if (node < 0) continue;
+                    if (words)
+                        stage_fresh(staged, fresh, i, node);
+                    else
+                        stage_row(staged, rows, i, pass.slot_rows + pass.first + node);
+                }
+            const int n_nodes = chunk.own ? 1 : n;
             Query query;
-            load_query(query, q + chunk.node * kQueryStride, chunk.n_nodes, lane);
+            load_query(query, q + chunk.node * kQueryStride, n_nodes, lane);
             ptx::copies_wait();
             __syncwarp();
+            // Of one class, one warp takes the chunks, in ascending order.
+            const int result =
+                chunk.index < kClasses || !chunk.own ? chunk.index % kClasses : kClasses + chunk.index - n_shared;
             float* node = results + chunk.node * kNodeFloats;
-            attend_chunk(node + chunk.result * kHeadSize, node + kStats + 2 * chunk.result, chunk.n_nodes,
-                         chunk.is_first, query, staged, chunk.n_keys);
+            attend_chunk(node + result * kHeadSize, node + kStats + 2 * result, n_nodes,
+                         chunk.own || chunk.index < kClasses, query, staged, chunk.n_keys);
             __syncwarp();  // the chunk has been read
             more = next();
         }
         block_barrier();
         if (!words && b.thread == 0) set_doing(Doing::arriving);
 
-        // Merge: a warp takes a node, a lane two columns.
-        for (int i = warp; i < n; i += kMultiplyWarps) {
+        const int last_chunk = (pass.base + shared_state.max_depth) / kChunk;
+        if (last_chunk >= kClasses && n_own > 0) {
+#pragma unroll 1
+            for (int i = warp; i < n; i += kMultiplyWarps)
+                merge_own(results + i * kNodeFloats, n_shared, (pass.base + shared_state.depth[i0 + i]) / kChunk + 1,
+                          lane);
+            block_barrier();
+        }
+#pragma unroll 1
+        for (int item = warp; item < n * (kHeadSize / kQuarter); item += kMultiplyWarps) {
+            const int i = item / (kHeadSize / kQuarter), quarter = item % (kHeadSize / kQuarter);
             const int n_chunks = (pass.base + shared_state.depth[i0 + i]) / kChunk + 1;
-            const float2 y = merge_classes(results + i * kNodeFloats, n_shared, n_chunks, lane);
-            put<words>(s.attention, ((i0 + i) * m.n_embd + head * kHeadSize + fragment_column(2 * lane)) / 2,
-                       pack_halves(y.x, y.y), number);
+            const float4 y = merge_classes(results + i * kNodeFloats, min(n_chunks, kClasses), quarter, lane);
+            const int column = head * kHeadSize + quarter * kQuarter + lane % 4 * 4 + lane / 4 * 2;
+            if (lane < 8)
+                put<words>(s.attention, ((i0 + i) * m.n_embd + fragment_column(column)) / 2,
+                           lane < 4 ? pack_halves(y.x, y.y) : pack_halves(y.z, y.w), number);
         }
         block_barrier();  // the results have been read
     }

@@ -3,29 +3,35 @@
 // multiplying warps wait for each other's results.
 //
 // A unit is 16 rows by n_embd columns, contiguous in the blob: n_embd / 16 fragment blocks of 512 bytes, copied in
-// pieces of up to 40 blocks; the first piece brings the rows' 16 biases along. A task is one unit; of mlp_proj, whose
-// rows are 4 n_embd long, one of the 4 units of 16 rows, or in a pass of one node all 4, so that one block adds them
-// up. Task i of a matrix belongs to block (i + rotation) mod n_blocks; the rotation goes on from matrix to matrix, so
-// every block gets its share of the bytes.
+// pieces of up to 20 blocks; the first piece brings the rows' 16 biases along. mlp_proj, whose rows are 4 n_embd long,
+// is 4 units for each 16 rows. Unit i of a matrix belongs to block (i + rotation) mod n_blocks; the rotation goes on
+// from matrix to matrix, so every block gets its share of the bytes.
 //
-// A slot has two mbarriers: `full` completes when a piece has landed, `empty` when all multiplying warps have read it.
+// A slot has two mbarriers: `full` completes when a piece has landed, `empty` when the warps that need it have read it.
 #pragma once
 
 #include "kernels/phase_counter.cuh"
 
-constexpr int kPieceBlocks = 40;
+constexpr int kPieceBlocks = 20;
+constexpr int kQuads = kPieceBlocks / 4;  // of blocks in a piece, at most
 constexpr int kBlockBytes = 512;
 constexpr int kSlotBytes = kPieceBlocks * kBlockBytes + 128;  // the biases stand behind the blocks
 constexpr int kBiasOffset = kPieceBlocks * kBlockBytes;
+
+// Pieces of a unit, and quads of blocks in each but the last, which may have fewer. n_embd: a multiple of 64.
+HD constexpr int unit_pieces(int n_embd) {
+    return (n_embd / 64 + kQuads - 1) / kQuads;
+}
+HD constexpr int piece_quads(int n_embd) {
+    return (n_embd / 64 + unit_pieces(n_embd) - 1) / unit_pieces(n_embd);
+}
 
 // A matrix of the pass as a block sees it.
 struct TaskMatrix {
     const uint16_t* tiles;
     const float* bias;  // or null
-    int n_tasks, units;
-    int first_task;  // this block's; the next is n_blocks further
-
-    __device__ bool has_work() const { return first_task < n_tasks; }
+    int first_task;  // this block's; the next is gridDim.x further
+    int units;       // this block's tasks
 };
 
 __device__ inline Matrix matrix_kind(const PassArguments& a, int at) {
@@ -37,10 +43,10 @@ __device__ inline TaskMatrix task_matrix(const PassArguments& a, int at) {
     const Matrix which = matrix_kind(a, at);
     const MatrixPlan& plan = a.matrix[int(which)];
     const uint8_t* base = a.model.weights + (which == Matrix::head ? 0 : at / kLayerMatrices * a.model.layer_stride);
-    const int first = int(blockIdx.x) - a.turn[at];
+    const int turn = int(blockIdx.x) - a.turn[at], first = turn < 0 ? turn + int(gridDim.x) : turn;
     return {reinterpret_cast<const uint16_t*>(base + plan.weight),
-            plan.bias == kNoBias ? nullptr : reinterpret_cast<const float*>(base + plan.bias), plan.n_tasks, plan.units,
-            first < 0 ? first + int(gridDim.x) : first};
+            plan.bias == kNoBias ? nullptr : reinterpret_cast<const float*>(base + plan.bias), first,
+            plan.turns + (first < plan.rest)};
 }
 
 extern __shared__ __align__(128) uint8_t shared_memory[];  // SharedLayout's regions
@@ -58,28 +64,34 @@ struct Ring {
         int slot = 0;
         uint32_t parity = 0;  // of the turn around the ring
     };
-    __device__ void advance(Position& at) const {
-        if (++at.slot == a.shared.n_slots) at.slot = 0, at.parity ^= 1;
+    __device__ Position ahead(Position at, int pieces) const {
+        for (at.slot += pieces; at.slot >= a.shared.n_slots; at.slot -= a.shared.n_slots) at.parity ^= 1;
+        return at;
     }
     // Shared addresses of a slot and its mbarriers.
     __device__ uint32_t slot(Position at) const { return slots + at.slot * kSlotBytes; }
     __device__ uint32_t full(int slot) const { return barriers + slot * 8; }
     __device__ uint32_t empty(int slot) const { return barriers + (kMaxRingSlots + slot) * 8; }
 
-    __device__ void wait_full(Position at) const {
-        if (ptx::mbarrier_complete(full(at.slot), at.parity)) return;
+    // Until the piece has landed. The one before it in the slot must have been read.
+    __device__ void wait_full(Position at) const { wait(full(at.slot), at.parity); }
+    // Until the piece before it in the slot has been read. The one before that must have been.
+    __device__ void wait_empty(Position at) const { wait(empty(at.slot), at.parity ^ 1); }
+    __device__ void wait(uint32_t barrier, uint32_t parity) const {
+        if (ptx::mbarrier_complete(barrier, parity)) return;
         Patience patience{a.scratch.failure};
-        while (!ptx::mbarrier_complete(full(at.slot), at.parity)) patience.turn(Wait::weights);
+        while (!ptx::mbarrier_complete(barrier, parity)) patience.turn(Wait::weights);
     }
 
-    __device__ void initialise() const {  // one thread
+    // By one thread. readers: warps that read each piece.
+    __device__ void initialise(int readers) const {
         for (int i = 0; i < a.shared.n_slots; ++i) {
 #if __CUDA_ARCH__ >= 900
             ptx::mbarrier_init(full(i), 1);
 #else
             ptx::mbarrier_init(full(i), 32);
 #endif
-            ptx::mbarrier_init(empty(i), kMultiplyWarps);
+            ptx::mbarrier_init(empty(i), readers);
         }
 #if __CUDA_ARCH__ >= 900
         ptx::fence_copy_engine();
@@ -87,65 +99,78 @@ struct Ring {
     }
 };
 
-// The streaming warp. Lane 0 decides when, all lanes copy.
+// The streaming warp. Where one thread can start a whole piece's copy, it is lane 0's alone, else lane 0 decides when and
+// all lanes copy.
 struct Stream {
     const PassArguments& a;
     Ring ring;
     Ring::Position head = {}, tail = {};  // next to issue, oldest under way
     int under_way = 0;
+#if __CUDA_ARCH__ >= 900
+    uint64_t policy = a.model.stays_in_l2 ? ptx::policy_evict_normal() : ptx::policy_evict_first();
+#endif
+
+    static __device__ bool takes(int thread) {
+#if __CUDA_ARCH__ >= 900
+        return thread % 32 == 0;
+#else
+        return true;
+#endif
+    }
 
     // Waits until the head's slot is free and the pace allows another piece; false: stopped.
     __device__ bool ready() {
         Patience patience{a.scratch.failure};
-        for (;;) {
-            while (under_way > 0 && ptx::mbarrier_complete_now(ring.full(tail.slot), tail.parity)) {
-                ring.advance(tail);
-                --under_way;
-            }
+        for (;; patience.turn(Wait::slot)) {
             const Doing doing = Doing(ptx::load_shared_4(ptx::shared_address(&shared_state.doing)));
             const int limit = doing == Doing::multiplying ? min(a.pace.multiplying, a.shared.n_slots)
                               : doing == Doing::waiting   ? a.pace.waiting
                                                           : 0;
-            if (under_way < limit && ptx::mbarrier_complete_now(ring.empty(head.slot), head.parity ^ 1)) break;
+            while (under_way > 0 && under_way >= limit &&
+                   ptx::mbarrier_complete_now(ring.full(tail.slot), tail.parity)) {
+                tail = ring.ahead(tail, 1);
+                --under_way;
+            }
+            if (under_way < limit && ptx::mbarrier_complete_now(ring.empty(head.slot), head.parity ^ 1)) return true;
             if (ptx::load_shared_4(ptx::shared_address(&shared_state.stop))) return false;
-            patience.turn(Wait::slot);
         }
-        return true;
     }
 
     __device__ bool copy_unit(const uint16_t* tile, const float* bias, int n_blocks) {
-        const int lane = threadIdx.x % 32;
-        for (int first = 0; first < n_blocks; first += kPieceBlocks) {
+        [[maybe_unused]] const int lane = threadIdx.x % 32;
+        const int piece_blocks = 4 * a.piece_quads;
+        for (int first = 0; first < n_blocks; first += piece_blocks) {
+#if __CUDA_ARCH__ >= 900
+            if (!ready()) return false;
+#else
             if (!__shfl_sync(~0u, lane == 0 && ready(), 0)) return false;
-            const int bytes = min(kPieceBlocks, n_blocks - first) * kBlockBytes;
+#endif
+            const int bytes = min(piece_blocks, n_blocks - first) * kBlockBytes;
             const uint8_t* from = reinterpret_cast<const uint8_t*>(tile) + first * kBlockBytes;
             const bool with_bias = bias && first == 0;
             const uint32_t to = ring.slot(head), barrier = ring.full(head.slot);
 #if __CUDA_ARCH__ >= 900
-            if (lane == 0) {
-                const uint64_t once = a.model.stays_in_l2 ? ptx::policy_evict_normal() : ptx::policy_evict_first();
-                ptx::mbarrier_expect(barrier, bytes + (with_bias ? 64 : 0));
-                ptx::bulk_copy(to, from, bytes, barrier, once);
-                if (with_bias) ptx::bulk_copy(to + kBiasOffset, bias, 64, barrier, ptx::policy_evict_normal());
-            }
-            __syncwarp();
+            ptx::mbarrier_expect(barrier, bytes + (with_bias ? 64 : 0));
+            ptx::bulk_copy(to, from, bytes, barrier, policy);
+            if (with_bias) ptx::bulk_copy(to + kBiasOffset, bias, 64, barrier, policy);
 #else
             for (int at = lane * 16; at < bytes; at += 32 * 16) ptx::copy_16(to + at, from + at);
             if (with_bias && lane < 4) ptx::copy_16(to + kBiasOffset + lane * 16, bias + lane * 4);
             ptx::mbarrier_arrive_after_copies(barrier);
 #endif
-            ring.advance(head);
+            head = ring.ahead(head, 1);
             ++under_way;
         }
         return true;
     }
 
     __device__ bool copy_matrix(const TaskMatrix& matrix, int n_blocks) {
-        for (int task = matrix.first_task; task < matrix.n_tasks; task += gridDim.x)
-            for (int unit = task * matrix.units; unit < (task + 1) * matrix.units; ++unit)
-                if (!copy_unit(matrix.tiles + uint64_t(unit) * n_blocks * 256,
-                               matrix.bias ? matrix.bias + unit * 16 : nullptr, n_blocks))
-                    return false;
+        for (int unit = 0; unit < matrix.units; ++unit) {
+            const int task = matrix.first_task + unit * int(gridDim.x);
+            if (!copy_unit(matrix.tiles + uint64_t(task) * n_blocks * 256,
+                           matrix.bias ? matrix.bias + task * 16 : nullptr, n_blocks))
+                return false;
+        }
         return true;
     }
 
@@ -162,8 +187,7 @@ struct Stream {
     __device__ void drain() {
         for (; threadIdx.x % 32 == 0 && under_way > 0; --under_way) {
             ring.wait_full(tail);
-            ring.advance(tail);
+            tail = ring.ahead(tail, 1);
         }
-        __syncwarp();
     }
 };

@@ -148,34 +148,41 @@ void check(const std::string& where, const Row& got, const Result& expected, boo
                   ", ", excess, " times the tolerance");
 }
 
-// Words of one exchange: values, once all bear the same number.
-struct Words {
-    std::vector<uint64_t> word;
-    float single(size_t i) const { return std::bit_cast<float>(uint32_t(word[i])); }
-    uint32_t pair(size_t i) const { return uint32_t(word[i]); }
-    uint32_t number(size_t i) const { return uint32_t(word[i] >> 32); }
-};
-
 double half_of(uint32_t pair, int which) {
     return half_to_float(uint16_t(pair >> 16 * which));
 }
 
-// Row `node` of rows of halves in fragment order.
-struct Halves {
+// What blocks exchanged in a pass of n nodes: sets of rows of `columns` values.
+struct Exchanged {
     bool words;
-    Words word;
-    std::vector<uint32_t> pair;
-    Halves(const HalfRows& rows, int n, int columns)
-        : words(n <= 8),
-          word{words ? fetch(rows.word, size_t(8) * columns / 2) : std::vector<uint64_t>()},
-          pair(words ? std::vector<uint32_t>() : fetch(rows.pair, size_t(kMaxNodes) * columns / 2)) {}
-    Row row(int node, int columns) const {
-        Row out(columns);
-        for (int c = 0; c < columns; ++c) {
-            const size_t at = size_t(node) * columns + fragment_column(c);
-            out[c] = half_of(words ? word.pair(at / 2) : pair[at / 2], at % 2);
+    size_t columns;
+    std::vector<uint64_t> word;
+    std::vector<uint32_t> plain;
+    Exchanged(const Rows& rows, int n, int columns, int sets = 1) : words(n <= kWordNodes), columns(columns) {
+        if (words)
+            word = fetch(rows.word, size_t(sets) * kWordNodes * columns);
+        else
+            plain = fetch(rows.value, size_t(sets) * kMaxNodes * columns);
+    }
+    uint32_t value(int node, size_t column, int set = 0) const {
+        return words ? uint32_t(word[(set * kWordNodes + node) * columns + column])
+                     : plain[(set * kMaxNodes + node) * columns + column];
+    }
+    float single(int node, size_t column, int set = 0) const {
+        return std::bit_cast<float>(value(node, column, set));
+    }
+    Row halves(int node) const {  // of rows in fragment order
+        Row out(2 * columns);
+        for (size_t c = 0; c < out.size(); ++c) {
+            const size_t at = fragment_column(uint32_t(c));
+            out[c] = half_of(value(node, at / 2), at % 2);
         }
         return out;
+    }
+    bool numbered(int node) const {  // with the same number throughout
+        for (size_t c = 0; words && c < columns; ++c)
+            if (word[node * columns + c] >> 32 != word[0] >> 32) return false;
+        return true;
     }
 };
 
@@ -263,11 +270,11 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
             const Scratch& s = gpu.scratch();
             const Pass pass = {base, first, n, tree.token.data(), tree.parent.data(), 0};
             gpu.forward(pass);
-            const Halves second(s.input, n, E);  // LayerNorm 2's result
+            const Exchanged second(s.input, n, E / 2);  // LayerNorm 2's result
             gpu.forward({base, first, n, pass.token, pass.parent, n});
-            const Halves final(s.input, n, E), attention(s.attention, n, E), mlp(s.mlp, n, 4 * E);
-            const Words qkv{fetch(s.qkv, size_t(kMaxNodes) * 2 * E)}, proj{fetch(s.proj, size_t(kMaxNodes) * E)},
-                mlp_proj{fetch(s.mlp_proj, size_t(kSplit) * kMaxNodes * E)};
+            const Exchanged final(s.input, n, E / 2), attention(s.attention, n, E / 2), mlp(s.mlp, n, 2 * E);
+            const Exchanged qkv(s.qkv, n, n <= kWordNodes ? 2 * E : E), proj(s.proj, n, E),
+                mlp_proj(s.mlp_proj, n, E, kSplit);
             DeviceModel cache = gpu.device_model();
             std::vector<uint16_t> kv = fetch(cache.kv, size_t(2) * n_head * cache.kv_rows * kHeadSize);
             REQUIRE(!kv.empty());
@@ -284,19 +291,17 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
                 const Result expected = multiply(l.c_attn_weight, 3 * E, E, 0, l.c_attn_bias, input);
                 const auto third = [&](const Row& r, int k) { return Row(r.begin() + k * E, r.begin() + (k + 1) * E); };
                 Row q(E), fresh[2] = {Row(E), Row(E)};
-                bool stored = true, numbered = true;
+                bool stored = true;
                 for (int c = 0; c < E; ++c) {
-                    q[c] = qkv.single(size_t(i) * 2 * E + c);
+                    q[c] = qkv.single(i, c);
                     for (int v = 0; v < 2; ++v) {
-                        const uint32_t pair = qkv.pair(size_t(i) * 2 * E + E + (v * E + c) / 2);
-                        fresh[v][c] = half_of(pair, c % 2);
-                        const uint16_t* row = cache.kv_row(0, v, c / kHeadSize, n_positions + first + i);
-                        stored &= row[c % kHeadSize] == uint16_t(pair >> 16 * (c % 2));
+                        const uint16_t row = cache.kv_row(0, v, c / kHeadSize, n_positions + first + i)[c % kHeadSize];
+                        fresh[v][c] = half_to_float(row);
+                        if (qkv.words) stored &= row == uint16_t(qkv.value(i, E + (v * E + c) / 2) >> 16 * (c % 2));
                     }
                 }
-                for (int c = 0; c < 2 * E; ++c) numbered &= qkv.number(size_t(i) * 2 * E + c) == qkv.number(0);
                 CHECK_MESSAGE(stored, where("keys and values in the cache"));
-                CHECK_MESSAGE(numbered, where("numbers of the words of c_attn"));
+                CHECK_MESSAGE(qkv.numbered(i), where("numbers of the words of c_attn"));
                 check(where("embedding, LayerNorm 1, c_attn: q"), q,
                       {third(expected.value, 0), third(expected.error, 0)}, false);
                 check(where("embedding, LayerNorm 1, c_attn: keys"), fresh[0],
@@ -304,7 +309,7 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
                 check(where("embedding, LayerNorm 1, c_attn: values"), fresh[1],
                       {third(expected.value, 2), third(expected.error, 2)}, true);
 
-                const Row attended = attention.row(i, E);
+                const Row attended = attention.halves(i);
                 for (int h = 0; h < n_head; ++h) {
                     std::vector<Row> rows[2];
                     for (int v = 0; v < 2; ++v)
@@ -320,32 +325,31 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
                 }
 
                 Row branch(E);
-                for (int c = 0; c < E; ++c) branch[c] = proj.single(size_t(i) * E + c);
+                for (int c = 0; c < E; ++c) branch[c] = proj.single(i, c);
                 check(where("c_proj"), branch, multiply(l.c_proj_weight, E, E, 0, nullptr, exact(attended)), false);
 
                 const Row middle = plus(x, branch, l.c_proj_bias);
                 Result normal = layer_norm(middle, l.ln_2_weight, l.ln_2_bias, epsilon);
-                if (n > 1) check(where("LayerNorm 2"), second.row(i, E), normal, true);
-                normal = n > 1 ? exact(second.row(i, E)) : as_input(normal);
-                const Row activated = mlp.row(i, 4 * E);
+                if (n > 1) check(where("LayerNorm 2"), second.halves(i), normal, true);
+                normal = n > 1 ? exact(second.halves(i)) : as_input(normal);
+                const Row activated = mlp.halves(i);
                 check(where("c_fc, GELU"), activated, gelu(multiply(l.c_fc_weight, 4 * E, E, 0, l.c_fc_bias, normal)),
                       true);
 
                 Row sum(E);
-                for (int part = 0; part < (n > 1 ? kSplit : 1); ++part) {
+                for (int part = 0; part < kSplit; ++part) {
                     Row got(E);
                     for (int c = 0; c < E; ++c) {
-                        got[c] = mlp_proj.single((size_t(part) * kMaxNodes + i) * E + c);
+                        got[c] = mlp_proj.single(i, c, part);
                         sum[c] += got[c];
                     }
-                    const Row in = n > 1 ? third(activated, part) : activated;
                     check(where("mlp_proj") + ", part " + std::to_string(part), got,
-                          multiply(l.mlp_proj_weight, E, 4 * E, part * E, nullptr, exact(in)), false);
+                          multiply(l.mlp_proj_weight, E, 4 * E, part * E, nullptr, exact(third(activated, part))), false);
                 }
 
                 normal = layer_norm(plus(middle, sum, l.mlp_proj_bias), m.ln_f_weight, m.ln_f_bias, epsilon);
-                if (n > 1) check(where("final LayerNorm"), final.row(i, E), normal, true);
-                normal = n > 1 ? exact(final.row(i, E)) : as_input(normal);
+                if (n > 1) check(where("final LayerNorm"), final.halves(i), normal, true);
+                normal = n > 1 ? exact(final.halves(i)) : as_input(normal);
                 const std::vector<float> logits = gpu.logits(i);
                 check(where("head"), Row(logits.begin(), logits.end()),
                       multiply(m.lm_head, n_vocab, E, 0, nullptr, normal), false);
