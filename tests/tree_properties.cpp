@@ -116,26 +116,34 @@ TEST_CASE("growing with any proposals keeps slots, depths and parents in range")
 }
 
 TEST_CASE("the n-gram guesses the longest earlier suffix first, then the table") {
+    const auto guesses = [](const NgramView& table, const int32_t* text, int n_text, const Suffix& suffix) {
+        const NgramGuesses all = ngram_guesses(table, ngram_search(table), text, n_text, suffix);
+        std::vector<Guess> list;
+        for (int i = 0; i < kMaxGuesses; ++i)
+            if (const Guess guess = ngram_guess(all, text, i); guess.probability > 0) list.push_back(guess);
+        return list;
+    };
     NgramView none = {};
-    Guess guess[kMaxGuesses];
     //                     0  1  2  3  4  5  6  7  8  9
     const int32_t text[] = {1, 2, 3, 9, 2, 3, 7, 1, 2, 3};
     const Suffix all = {{3, 2, 1, 7, 3, 2, 9, 3}};
-    REQUIRE(ngram_guess(none, text, 10, all, guess) == 1);
-    CHECK(guess[0].token == 9);  // 1 2 3 stood before 9; 2 3 alone, later, before 7
-    const float longer = guess[0].probability;
-    REQUIRE(ngram_guess(none, text, 7, {{3, 2, -1, -1, -1, -1, -1, -1}}, guess) == 1);
-    CHECK(guess[0].token == 7);
-    CHECK(guess[0].probability < longer);
-    CHECK(ngram_guess(none, text, 4, {{3, -1, -1, -1, -1, -1, -1, -1}}, guess) == 0);  // a single token is no suffix
+    const std::vector<Guess> longest = guesses(none, text, 10, all);
+    REQUIRE(longest.size() == 1);
+    CHECK(longest[0].token == 9);  // 1 2 3 stood before 9; 2 3 alone, later, before 7
+    const std::vector<Guess> shorter = guesses(none, text, 7, {{3, 2, -1, -1, -1, -1, -1, -1}});
+    REQUIRE(shorter.size() == 1);
+    CHECK(shorter[0].token == 7);
+    CHECK(shorter[0].probability < longest[0].probability);
+    CHECK(guesses(none, text, 4, {{3, -1, -1, -1, -1, -1, -1, -1}}).empty());  // a single token is no suffix
 
     RandomTable table = make_random_table(10, 3);
     table.bigram[3] = {{0, 0}, {9, 4, kNoToken, kNoToken}, {40000, 20000, 0, 0}};
     for (NgramEntry& entry : table.trigram) entry.token[0] = kNoToken;
-    REQUIRE(ngram_guess(table.view(), text, 10, all, guess) == 2);
-    CHECK(guess[0].token == 9);
-    CHECK(guess[1].token == 4);  // the table's 9 is not repeated
-    CHECK(guess[1].probability == doctest::Approx((1 - guess[0].probability) * 20000 / 65535));
+    const std::vector<Guess> both = guesses(table.view(), text, 10, all);
+    REQUIRE(both.size() == 2);
+    CHECK(both[0].token == 9);
+    CHECK(both[1].token == 4);  // the table's 9 is not repeated
+    CHECK(both[1].probability == doctest::Approx((1 - both[0].probability) * 20000 / 65535));
 }
 
 TEST_CASE("every context of a table is found, and others fall back") {
