@@ -85,8 +85,8 @@ HD inline bool draft_pays(const DraftRound& round, const Tree& tree, const TreeS
     return float(gain) * (1 + float(round.passes) * settings.draft_cost) > float(yield) * settings.draft_cost;
 }
 
-// The token that stands `back` places before the end of the path to a slot, -1 before the text begins. The root is the
-// only slot of the chain that is asked for.
+// The token that stands `back` places before the end of the path to a slot, -1 before the text begins. A slot of the
+// chain stands for the root.
 HD inline int32_t draft_token(const DraftRound& round, int slot, int back, const int32_t* text, int n_text) {
     NO_UNROLL
     for (; back > 0 && slot >= round.n_chain; --back) slot = round.parent[slot];
@@ -100,12 +100,29 @@ HD inline int32_t draft_token(const DraftRound& round, int slot, int back, const
 // the order in which they came.
 HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings& settings, const NgramView& table,
                          const int32_t* text, int n_text, int ngram_nodes) {
+    // The guesses below a node are asked for by a warp. When some are needed, the other warps ask below what may be
+    // taken next: on the way that the text went on when it last stood like this, or else the best guesses below the
+    // latest slots. What is needed later has then mostly been asked.
+    constexpr int kTogether = 8, kMaxAsked = 2 * kMaxNodes;
+    struct Asked {
+        int16_t above;  // what was asked of the parent, or ~index of a node of the tree
+        int16_t depth;
+        int at;         // position of the first guess in the text, 0: it is not from there
+        Suffix suffix;  // the tokens that end with the node
+        int32_t token[kMaxGuesses];
+        float log_probability[kMaxGuesses];  // of the guesses, -infinity: none
+    };
+    constexpr int16_t kNobody = INT16_MIN;
     TEAM_SHARED struct {
         uint8_t open[kMaxNodes];  // the tree's nodes that may enter, best first
-        // By slot, from the root or the pass's first on: the tokens that end there and the guesses for what follows.
-        Suffix suffix[kMaxNodes];
-        int32_t token[kMaxNodes * kMaxGuesses];
-        float score[kMaxNodes * kMaxGuesses];  // -infinity: none, or taken
+        Asked asked[kMaxAsked];
+        // By slot, from the root or the pass's first on.
+        int16_t asked_of[kMaxNodes];
+        float score[kMaxNodes * kMaxGuesses];  // of the guesses that may be taken, else -infinity
+        // What is needed next: the guesses below the last slot, a node or guess `token` below `above`.
+        int n_together, above;
+        int32_t token;
+        int follows;  // where the text went on with that token, 0: it is not from there
         int taken, n_slots;
     } space;
     const bool first_pass = round.passes == 0;
@@ -136,76 +153,156 @@ HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings
         const Node& node = tree.node[space.open[k]];
         put(slot, node.token, tree.node[node.parent].slot, space.open[k], node.depth, node.score);
     };
-    // By a warp: the guesses below a slot.
-    const auto ask = [&](int slot) {
-        const int above = round.parent[slot] - origin, at_guess = (slot - origin) * kMaxGuesses;
-        const int depth = round.depth[slot];
-        const float score = round.score[slot];
-        Suffix& suffix = space.suffix[slot - origin];
-        warp_for(kMaxSuffix, [&](int back) {
-            suffix.token[back] = back > 0 && above >= 0 ? space.suffix[above].token[back - 1]
-                                                        : draft_token(round, slot, back, text, n_text);
+    // By a warp: what was asked for `token` below `above`, -1: nothing.
+    const auto find = [&](int above, int32_t token, int n_asked) {
+        int found = -1;
+        warp_for(n_asked, [&](int i) {
+            const Asked& asked = space.asked[i];
+            if ((asked.above == above) & (asked.suffix.token[0] == token)) found = i;
+        });
+        return int(warp_max(uint32_t(found + 1))) - 1;
+    };
+    // By a warp: asks below the node `above`, the guess `token` below it, or `ahead` tokens further on in the text.
+    const auto ask = [&](Asked& asked, int above, int32_t token, int ahead) {
+        const Node& node = tree.node[above < 0 ? ~above : 0];
+        const int slot = node.parent < 0 ? root_slot : tree.node[node.parent].slot, own = node.parent < 0 ? 0 : 1;
+        const int depth = above < 0 ? node.depth : space.asked[above].depth + 1 + ahead;
+        warp_for(kMaxSuffix, [&](int i) {
+            const int back = i - ahead;
+            asked.suffix.token[i] = back < 0    ? text[space.follows - back]
+                                    : back == 0 ? token
+                                    : above < 0 ? draft_token(round, slot, back - own, text, n_text)
+                                                : space.asked[above].suffix.token[back - 1];
         });
         warp_sync();
         NgramGuesses guesses = {};
         if (depth < round.max_evaluated_depth && depth + 1 < round.max_depth)
-            guesses = ngram_guesses(table, search, text, n_text, suffix);
-        // What may be asked next is expected: below the guesses, and on from where the text goes on.
+            guesses = ngram_guesses(table, search, text, n_text, asked.suffix);
+        // What may be asked for next is expected: the guesses, and the way that the text goes on.
         warp_for(kMaxGuesses + kMaxSuffix, [&](int i) {
-            int32_t older = suffix.token[0], newer = -1;
+            int32_t older = asked.suffix.token[0], newer = -1;
             if (i < kMaxGuesses) {
                 const Guess guess = ngram_guess(guesses, text, i);
                 const bool hope = guess.probability > 0;
                 if (hope) newer = guess.token;
-                space.token[at_guess + i] = guess.token;
-                space.score[at_guess + i] = hope ? score + log_positive(guess.probability) : -INFINITY;
+                asked.token[i] = guess.token;
+                asked.log_probability[i] = hope ? log_positive(guess.probability) : -INFINITY;
             } else if (guesses.at > 0 && guesses.at + i - kMaxGuesses + 1 < n_text) {
                 older = text[guesses.at + i - kMaxGuesses];
                 newer = text[guesses.at + i - kMaxGuesses + 1];
             }
             if (newer >= 0 && table.header) ngram_expect(table, search, older, newer);
         });
-        warp_sync();
+        if (warp_lane() == 0) asked.depth = int16_t(depth), asked.at = guesses.at;
     };
 
     int taken = 0, n_slots = begin;  // of the open nodes; planned
-    if (ngram_nodes > 0) {
-        // Best first, by one warp: each slot brings the guesses below it.
-        if (team_warp() == 0) {
-            int left = ngram_nodes, slot = first_pass ? root_slot : -1;
-            NO_UNROLL
-            while (n_slots < end && left > 0) {
-                if (slot >= 0) ask(slot);
-                int best = -1;
-                float best_score = -INFINITY;
-                warp_for((n_slots - origin) * kMaxGuesses, [&](int i) {
-                    if (space.score[i] > best_score) best = i, best_score = space.score[i];
+    int n_asked = 0, left = ngram_nodes;
+    // By a warp: the k-th of those that are asked for together.
+    const auto ask_together = [&](int k, bool at_first) {
+        int above = space.above, ahead = 0;
+        int32_t token = space.token;
+        if (at_first) {  // the root, or the best open nodes
+            above = ~(first_pass ? 0 : int(space.open[k]));
+            token = tree.node[~above].token;
+        } else if (k > 0 && space.follows > 0) {  // on with the text
+            ahead = k;
+            if (space.follows + ahead >= n_text) above = kNobody;
+        } else if (k > 0) {  // the best guess below an earlier slot
+            const int i = space.n_slots - 1 - k - origin;
+            int best = -1;
+            float best_score = -INFINITY;
+            if (i >= 0)
+                warp_for(kMaxGuesses, [&](int c) {
+                    const float score = space.score[i * kMaxGuesses + c];
+                    if (score > best_score) best = c, best_score = score;
                 });
-                best = warp_best(best_score, best);
-                if (best < 0 && taken == n_open) break;
-                best_score = best < 0 ? -INFINITY : space.score[best];
-                warp_sync();
-                slot = n_slots++;
-                if (taken < n_open && tree.node[space.open[taken]].score >= best_score) {
-                    if (warp_lane() == 0) put_open(slot, taken);
-                    ++taken;
-                } else {
-                    if (warp_lane() == 0) {
-                        const int parent = origin + best / kMaxGuesses;
-                        put(slot, space.token[best], parent, -1, round.depth[parent] + 1, best_score);
-                        space.score[best] = -INFINITY;
-                    }
-                    --left;
-                }
-                warp_sync();
+            best = warp_best(best_score, best);
+            if (best >= 0) {
+                above = space.asked_of[i];
+                token = space.asked[above].token[best];
             }
-            if (warp_lane() == 0) {
-                space.taken = taken;
-                space.n_slots = n_slots;
-                round.guesses += ngram_nodes - left;
-            }
+            if (best < 0 || find(above, token, n_asked) >= 0) above = kNobody;
         }
-        team_sync();
+        Asked& asked = space.asked[n_asked + k];
+        if (above != kNobody) ask(asked, above, token, ahead);
+        if (warp_lane() == 0) asked.above = int16_t(ahead > 0 && above != kNobody ? n_asked + k - 1 : above);
+    };
+    // The last slot, -1: none yet; what it was asked as; its score; that of the next open node. Of one warp.
+    int slot = first_pass ? root_slot : -1, above = ~0;
+    int32_t token = tree.node[0].token;
+    float score = 0, next_open = n_open > 0 ? tree.node[space.open[0]].score : -INFINITY;
+    // By that warp: fills slots best first, each of which brings the guesses below it, until some are needed that were
+    // not asked for; says how many to ask for together, 0 at the end.
+    const auto take = [&] {
+        NO_UNROLL
+        while (n_slots < end && left > 0) {
+            if (slot >= 0) {
+                const int found = find(above, token, n_asked);
+                if (found < 0) {
+                    const int at = above < 0 ? 0 : space.asked[above].at;
+                    if (warp_lane() == 0) {
+                        space.above = above;
+                        space.token = token;
+                        space.follows = at > 0 && text[at] == token ? at : 0;
+                    }
+                    const int room = kMaxAsked - n_asked - (end - n_slots);  // leaving some for every slot to come
+                    return room < kTogether ? room : kTogether;
+                }
+                if (warp_lane() == 0) space.asked_of[slot - origin] = int16_t(found);
+                warp_for(kMaxGuesses, [&](int i) {
+                    space.score[(slot - origin) * kMaxGuesses + i] = score + space.asked[found].log_probability[i];
+                });
+                warp_sync();
+            }
+            int best = -1;
+            float best_score = -INFINITY;
+            warp_for((n_slots - origin) * kMaxGuesses, [&](int i) {
+                if (space.score[i] > best_score) best = i, best_score = space.score[i];
+            });
+            best = warp_best(best_score, best);
+            if (best < 0 && taken == n_open) break;
+            score = best < 0 ? -INFINITY : space.score[best];
+            warp_sync();
+            slot = n_slots++;
+            if (taken < n_open && next_open >= score) {
+                if (warp_lane() == 0) put_open(slot, taken);
+                above = ~int(space.open[taken]);
+                token = tree.node[~above].token;
+                score = next_open;
+                if (++taken < n_open) next_open = tree.node[space.open[taken]].score;
+            } else {
+                const int parent = best / kMaxGuesses;
+                above = space.asked_of[parent];
+                token = space.asked[above].token[best % kMaxGuesses];
+                if (warp_lane() == 0) {
+                    put(slot, token, origin + parent, -1, space.asked[above].depth + 1, score);
+                    space.score[best] = -INFINITY;
+                }
+                --left;
+            }
+            warp_sync();
+        }
+        return 0;
+    };
+
+    if (ngram_nodes > 0) {
+        const int room = n_open < end - begin ? n_open : end - begin;
+        int n_together = first_pass ? 1 : room < kTogether ? room : kTogether;
+        NO_UNROLL
+        for (bool at_first = true; at_first || n_together > 0; at_first = false) {
+            NO_UNROLL
+            for (int k = team_warp(); k < n_together; k += team_warps()) ask_together(k, at_first);
+            n_asked += n_together;
+            team_sync();
+            if (team_warp() == 0) {
+                n_together = take();
+                if (warp_lane() == 0) space.n_together = n_together, space.taken = taken, space.n_slots = n_slots;
+            }
+            team_sync();
+            n_together = space.n_together;
+        }
+        if (team_thread() == 0) round.guesses += ngram_nodes - left;
         taken = space.taken;
         n_slots = space.n_slots;
     }

@@ -105,11 +105,14 @@ HD inline int suffix_match(const int32_t* text, int n_text, const Suffix& suffix
         uint32_t matches = 0;
         NO_UNROLL
         for (int k = 0; k < 32 && high - k * warp_lanes() > 0; k += 8) {
+            const int from = high - k * warp_lanes() - warp_lane();
+            uint32_t part = 0;
             UNROLL
-            for (int i = k; i < k + 8; ++i) {
-                const int wanted = high - i * warp_lanes() - warp_lane(), end = wanted > 1 ? wanted : 1;
-                if ((text[end] == last) & (text[end - 1] == before)) matches |= 1u << i;
+            for (int i = 0; i < 8; ++i) {
+                const int wanted = from - i * warp_lanes(), end = wanted > 1 ? wanted : 1;
+                if ((text[end] == last) & (text[end - 1] == before)) part |= 1u << i;
             }
+            matches |= part << k;
         }
         const int n = (high - warp_lane() + warp_lanes() - 1) / warp_lanes();  // positions that exist
         if (n < 32) matches &= (1u << n) - 1;
