@@ -53,9 +53,9 @@ HD inline void draft_start(DraftRound& round, Tree& tree, const TreeSettings& se
     tree_start(tree, settings.nodes, pending[n_chain - 1]);
 }
 
-// The nodes below the root that a pass could evaluate, as a mask.
+// The nodes below the root that a pass could evaluate, as a mask. By a warp.
 HD inline uint64_t draft_open(const DraftRound& round, const Tree& tree) {
-    return team_mask(tree.n, [&](int i) {
+    return warp_mask(tree.n, [&](int i) {
         const Node& node = tree.node[i];
         return i > 0 && node.slot < 0 && node.depth <= round.max_evaluated_depth && node.depth < round.max_depth;
     });
@@ -63,48 +63,35 @@ HD inline uint64_t draft_open(const DraftRound& round, const Tree& tree) {
 
 // Whether another draft pass is expected to raise the rate of tokens: the tree's expected yield, 1 + the sum of its
 // nodes' probabilities, over the round's time. A frontier node's children are expected to hold 0.7 of its probability
-// and to push the worst nodes out of a full tree. Sums are in units of 2^-24.
+// and to push the worst nodes out of a full tree. Sums are in units of 2^-24. By a warp.
 HD inline bool draft_pays(const DraftRound& round, const Tree& tree, const TreeSettings& settings) {
-    TEAM_SHARED uint32_t yield, gain;
     if (round.passes == 0) return tree.capacity > 1 && round.max_depth > 0;
     if (round.passes >= settings.draft_passes || round.n_slots >= kMaxSlots) return false;
     const uint64_t open = draft_open(round, tree);
-    if (team_thread() == 0) yield = 1 << 24, gain = 0;
-    team_sync();
-    team_for(tree.n, [&](int i) {
+    uint32_t yield = 0, gain = 0;
+    warp_for(tree.n, [&](int i) {
         if (i == 0) return;
         const float probability = exp_negative(tree.node[i].score);
-        team_add(yield, uint32_t(probability * 0x1p24f));
+        yield += uint32_t(probability * 0x1p24f);
         const int taken = count_bits(open & bits_below(i));  // before this one
         if (!(open >> i & 1) || taken >= settings.draft_width) return;
         const int pushed_out = taken - (tree.capacity - tree.n);  // of the worst nodes, by those before this one
         float added = 0.7f * probability;
         if (pushed_out >= 0) added -= exp_negative(tree.node[tree.n - 1 - pushed_out].score);
-        if (added > 0) team_add(gain, uint32_t(added * 0x1p24f));
+        if (added > 0) gain += uint32_t(added * 0x1p24f);
     });
-    team_sync();
-    const bool pays =
-        float(gain) * (1 + float(round.passes) * settings.draft_cost) > float(yield) * settings.draft_cost;
-    team_sync();
-    return pays;
+    yield = (1 << 24) + warp_sum(yield);
+    gain = warp_sum(gain);
+    return float(gain) * (1 + float(round.passes) * settings.draft_cost) > float(yield) * settings.draft_cost;
 }
 
-// The suffix that ends with `token` below a slot, or below the text for a slot of the chain.
-HD inline Suffix draft_suffix(const DraftRound& round, int32_t token, int slot, const int32_t* text, int n_text) {
-    Suffix suffix;
-    suffix.token[0] = token;
-    int at = n_text - 1;  // the root, and everything before it
-    UNROLL
-    for (int i = 1; i < kMaxSuffix; ++i) {
-        if (slot >= round.n_chain) {
-            suffix.token[i] = round.token[slot];
-            slot = round.parent[slot];
-        } else {
-            suffix.token[i] = at >= 0 ? text[at] : -1;
-            --at;
-        }
-    }
-    return suffix;
+// The token that stands `back` places before the end of the path to a slot, -1 before the text begins. A slot of the
+// chain stands for the root.
+HD inline int32_t draft_token(const DraftRound& round, int slot, int back, const int32_t* text, int n_text) {
+    NO_UNROLL
+    for (; back > 0 && slot >= round.n_chain; --back) slot = round.parent[slot];
+    if (slot >= round.n_chain) return round.token[slot];
+    return back < n_text ? text[n_text - 1 - back] : -1;
 }
 
 // Fills the slots of the next pass from round.n_slots on and returns the slot it starts at (the pass covers that slot
@@ -113,26 +100,45 @@ HD inline Suffix draft_suffix(const DraftRound& round, int32_t token, int slot, 
 // the order in which they came.
 HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings& settings, const NgramView& table,
                          const int32_t* text, int n_text, int ngram_nodes) {
-    struct Asked {  // a node and the guesses for what follows it; a score of -infinity: none
-        Suffix suffix;
+    // The guesses below a node are asked for by a warp. When some are needed, the other warps ask below what may be
+    // taken next: on the way that the text went on when it last stood like this, or else the best guesses below the
+    // latest slots. What is needed later has then mostly been asked.
+    constexpr int kTogether = 8, kMaxAsked = 2 * kMaxNodes;
+    struct Asked {
+        int16_t above;  // what was asked of the parent, or ~index of a node of the tree
+        int16_t depth;
+        int at;         // position of the first guess in the text, 0: it is not from there
+        Suffix suffix;  // the tokens that end with the node
         int32_t token[kMaxGuesses];
-        float score[kMaxGuesses];
+        float log_probability[kMaxGuesses];  // of the guesses, -infinity: none
     };
+    constexpr int16_t kNobody = INT16_MIN;
     TEAM_SHARED struct {
         uint8_t open[kMaxNodes];  // the tree's nodes that may enter, best first
-        Asked at_open[kMaxNodes], at_slot[kMaxNodes];
-        Guess guess[8][kMaxGuesses];  // of each warp
+        Asked asked[kMaxAsked];
+        // By slot, from the root or the pass's first on.
+        int16_t asked_of[kMaxNodes];
+        float score[kMaxNodes * kMaxGuesses];  // of the guesses that may be taken, else -infinity
+        // What is needed next: the guesses below the last slot, a node or guess `token` below `above`.
+        int n_together, above;
+        int32_t token;
+        int follows;  // where the text went on with that token, 0: it is not from there
         int taken, n_slots;
     } space;
     const bool first_pass = round.passes == 0;
     const int root_slot = round.n_chain - 1, first = first_pass ? 0 : round.n_slots, begin = round.n_slots;
-    int end = first + settings.draft_width;  // of the pass; the first one holds the chain too
+    const int origin = first_pass ? root_slot : begin;  // the slot that `space` begins with
+    int end = first + settings.draft_width;             // of the pass; the first one holds the chain too
     end = end < kMaxSlots ? end : kMaxSlots;
+    const NgramSearch search = ngram_search(table);
 
     const uint64_t open = draft_open(round, tree);
     const int n_open = count_bits(open);
     team_for(tree.n, [&](int i) {
-        if (open >> i & 1) space.open[count_bits(open & bits_below(i))] = uint8_t(i);
+        if (!(open >> i & 1)) return;
+        const Node& node = tree.node[i];
+        space.open[count_bits(open & bits_below(i))] = uint8_t(i);
+        if (ngram_nodes > 0 && table.header) ngram_expect(table, search, tree.node[node.parent].token, node.token);
     });
     team_sync();
 
@@ -147,86 +153,156 @@ HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings
         const Node& node = tree.node[space.open[k]];
         put(slot, node.token, tree.node[node.parent].slot, space.open[k], node.depth, node.score);
     };
-    // By a warp: the guesses below a node whose suffix stands in asked.suffix.
-    const auto ask = [&](Asked& asked, int depth, float score) {
-        Guess* guess = space.guess[team_warp()];
-        int n = 0;
-        if (depth < round.max_evaluated_depth && depth + 1 < round.max_depth)
-            n = ngram_guess(table, text, n_text, asked.suffix, guess);
-        warp_sync();
-        warp_for(kMaxGuesses, [&](int i) {
-            const bool hope = i < n && guess[i].probability > 0;
-            asked.token[i] = hope ? guess[i].token : -1;
-            asked.score[i] = hope ? score + log_positive(guess[i].probability) : -INFINITY;
+    // By a warp: what was asked for `token` below `above`, -1: nothing.
+    const auto find = [&](int above, int32_t token, int n_asked) {
+        int found = -1;
+        warp_for(n_asked, [&](int i) {
+            const Asked& asked = space.asked[i];
+            if ((asked.above == above) & (asked.suffix.token[0] == token)) found = i;
+        });
+        return int(warp_max(uint32_t(found + 1))) - 1;
+    };
+    // By a warp: asks below the node `above`, the guess `token` below it, or `ahead` tokens further on in the text.
+    const auto ask = [&](Asked& asked, int above, int32_t token, int ahead) {
+        const Node& node = tree.node[above < 0 ? ~above : 0];
+        const int slot = node.parent < 0 ? root_slot : tree.node[node.parent].slot, own = node.parent < 0 ? 0 : 1;
+        const int depth = above < 0 ? node.depth : space.asked[above].depth + 1 + ahead;
+        warp_for(kMaxSuffix, [&](int i) {
+            const int back = i - ahead;
+            asked.suffix.token[i] = back < 0    ? text[space.follows - back]
+                                    : back == 0 ? token
+                                    : above < 0 ? draft_token(round, slot, back - own, text, n_text)
+                                                : space.asked[above].suffix.token[back - 1];
         });
         warp_sync();
+        NgramGuesses guesses = {};
+        if (depth < round.max_evaluated_depth && depth + 1 < round.max_depth)
+            guesses = ngram_guesses(table, search, text, n_text, asked.suffix);
+        // What may be asked for next is expected: the guesses, and the way that the text goes on.
+        warp_for(kMaxGuesses + kMaxSuffix, [&](int i) {
+            int32_t older = asked.suffix.token[0], newer = -1;
+            if (i < kMaxGuesses) {
+                const Guess guess = ngram_guess(guesses, text, i);
+                const bool hope = guess.probability > 0;
+                if (hope) newer = guess.token;
+                asked.token[i] = guess.token;
+                asked.log_probability[i] = hope ? log_positive(guess.probability) : -INFINITY;
+            } else if (guesses.at > 0 && guesses.at + i - kMaxGuesses + 1 < n_text) {
+                older = text[guesses.at + i - kMaxGuesses];
+                newer = text[guesses.at + i - kMaxGuesses + 1];
+            }
+            if (newer >= 0 && table.header) ngram_expect(table, search, older, newer);
+        });
+        if (warp_lane() == 0) asked.depth = int16_t(depth), asked.at = guesses.at;
     };
 
     int taken = 0, n_slots = begin;  // of the open nodes; planned
-    if (ngram_nodes > 0) {
-        // What follows the open nodes, or the root in the first pass: all at once.
-        const int n_asked = first_pass ? 1 : n_open < end - begin ? n_open : end - begin;
-        const auto asked_node = [&](int k) -> const Node& { return tree.node[first_pass ? 0 : space.open[k]]; };
-        const auto asked = [&](int k) -> Asked& { return first_pass ? space.at_slot[root_slot] : space.at_open[k]; };
-        team_for(n_asked, [&](int k) {
-            const Node& node = asked_node(k);
-            asked(k).suffix = first_pass ? draft_suffix(round, node.token, 0, text, n_text - 1)
-                                         : draft_suffix(round, node.token, tree.node[node.parent].slot, text, n_text);
-        });
-        team_for(kMaxNodes * kMaxGuesses,
-                 [&](int i) { space.at_slot[i / kMaxGuesses].score[i % kMaxGuesses] = -INFINITY; });
-        team_sync();
-        NO_UNROLL
-        for (int k = team_warp(); k < n_asked; k += team_warps())
-            ask(asked(k), asked_node(k).depth, asked_node(k).score);
-        team_sync();
-        // Then best first: each choice of a guess brings the guesses below it.
-        if (team_warp() == 0) {
-            int left = ngram_nodes;
-            while (n_slots < end && left > 0) {
-                int best = -1;
-                float best_score = -INFINITY;
-                warp_for((n_slots - first) * kMaxGuesses, [&](int i) {
-                    const float score = space.at_slot[i / kMaxGuesses].score[i % kMaxGuesses];
-                    if (score > best_score) best = i, best_score = score;
+    int n_asked = 0, left = ngram_nodes;
+    // By a warp: the k-th of those that are asked for together.
+    const auto ask_together = [&](int k, bool at_first) {
+        int above = space.above, ahead = 0;
+        int32_t token = space.token;
+        if (at_first) {  // the root, or the best open nodes
+            above = ~(first_pass ? 0 : int(space.open[k]));
+            token = tree.node[~above].token;
+        } else if (k > 0 && space.follows > 0) {  // on with the text
+            ahead = k;
+            if (space.follows + ahead >= n_text) above = kNobody;
+        } else if (k > 0) {  // the best guess below an earlier slot
+            const int i = space.n_slots - 1 - k - origin;
+            int best = -1;
+            float best_score = -INFINITY;
+            if (i >= 0)
+                warp_for(kMaxGuesses, [&](int c) {
+                    const float score = space.score[i * kMaxGuesses + c];
+                    if (score > best_score) best = c, best_score = score;
                 });
-                best = warp_best(best_score, best);
-                if (best < 0 && taken == n_open) break;
-                const int slot = n_slots++;
-                Asked& below = space.at_slot[slot - first];
-                Asked& above = space.at_slot[best < 0 ? 0 : best / kMaxGuesses];
-                const int which = best % kMaxGuesses;
-                if (best < 0 || (taken < n_open && tree.node[space.open[taken]].score >= above.score[which])) {
-                    if (warp_lane() == 0) put_open(slot, taken);
-                    const Asked& asked = space.at_open[taken++];
-                    warp_for(kMaxSuffix, [&](int i) { below.suffix.token[i] = asked.suffix.token[i]; });
-                    warp_for(kMaxGuesses, [&](int i) {
-                        below.token[i] = asked.token[i];
-                        below.score[i] = asked.score[i];
-                    });
-                    warp_sync();
-                    continue;
-                }
-                const int parent = first + best / kMaxGuesses, depth = round.depth[parent] + 1;
-                const int32_t token = above.token[which];
-                const float score = above.score[which];
-                warp_sync();
-                if (warp_lane() == 0) {
-                    put(slot, token, parent, -1, depth, score);
-                    above.score[which] = -INFINITY;
-                }
-                warp_for(kMaxSuffix,
-                         [&](int i) { below.suffix.token[i] = i == 0 ? token : above.suffix.token[i - 1]; });
-                warp_sync();
-                if (--left > 0 && n_slots < end) ask(below, depth, score);
+            best = warp_best(best_score, best);
+            if (best >= 0) {
+                above = space.asked_of[i];
+                token = space.asked[above].token[best];
             }
-            if (warp_lane() == 0) {
-                space.taken = taken;
-                space.n_slots = n_slots;
-                round.guesses += ngram_nodes - left;
-            }
+            if (best < 0 || find(above, token, n_asked) >= 0) above = kNobody;
         }
-        team_sync();
+        Asked& asked = space.asked[n_asked + k];
+        if (above != kNobody) ask(asked, above, token, ahead);
+        if (warp_lane() == 0) asked.above = int16_t(ahead > 0 && above != kNobody ? n_asked + k - 1 : above);
+    };
+    // The last slot, -1: none yet; what it was asked as; its score; that of the next open node. Of one warp.
+    int slot = first_pass ? root_slot : -1, above = ~0;
+    int32_t token = tree.node[0].token;
+    float score = 0, next_open = n_open > 0 ? tree.node[space.open[0]].score : -INFINITY;
+    // By that warp: fills slots best first, each of which brings the guesses below it, until some are needed that were
+    // not asked for; says how many to ask for together, 0 at the end.
+    const auto take = [&] {
+        NO_UNROLL
+        while (n_slots < end && left > 0) {
+            if (slot >= 0) {
+                const int found = find(above, token, n_asked);
+                if (found < 0) {
+                    const int at = above < 0 ? 0 : space.asked[above].at;
+                    if (warp_lane() == 0) {
+                        space.above = above;
+                        space.token = token;
+                        space.follows = at > 0 && text[at] == token ? at : 0;
+                    }
+                    const int room = kMaxAsked - n_asked - (end - n_slots);  // leaving some for every slot to come
+                    return room < kTogether ? room : kTogether;
+                }
+                if (warp_lane() == 0) space.asked_of[slot - origin] = int16_t(found);
+                warp_for(kMaxGuesses, [&](int i) {
+                    space.score[(slot - origin) * kMaxGuesses + i] = score + space.asked[found].log_probability[i];
+                });
+                warp_sync();
+            }
+            int best = -1;
+            float best_score = -INFINITY;
+            warp_for((n_slots - origin) * kMaxGuesses, [&](int i) {
+                if (space.score[i] > best_score) best = i, best_score = space.score[i];
+            });
+            best = warp_best(best_score, best);
+            if (best < 0 && taken == n_open) break;
+            score = best < 0 ? -INFINITY : space.score[best];
+            warp_sync();
+            slot = n_slots++;
+            if (taken < n_open && next_open >= score) {
+                if (warp_lane() == 0) put_open(slot, taken);
+                above = ~int(space.open[taken]);
+                token = tree.node[~above].token;
+                score = next_open;
+                if (++taken < n_open) next_open = tree.node[space.open[taken]].score;
+            } else {
+                const int parent = best / kMaxGuesses;
+                above = space.asked_of[parent];
+                token = space.asked[above].token[best % kMaxGuesses];
+                if (warp_lane() == 0) {
+                    put(slot, token, origin + parent, -1, space.asked[above].depth + 1, score);
+                    space.score[best] = -INFINITY;
+                }
+                --left;
+            }
+            warp_sync();
+        }
+        return 0;
+    };
+
+    if (ngram_nodes > 0) {
+        const int room = n_open < end - begin ? n_open : end - begin;
+        int n_together = first_pass ? 1 : room < kTogether ? room : kTogether;
+        NO_UNROLL
+        for (bool at_first = true; at_first || n_together > 0; at_first = false) {
+            NO_UNROLL
+            for (int k = team_warp(); k < n_together; k += team_warps()) ask_together(k, at_first);
+            n_asked += n_together;
+            team_sync();
+            if (team_warp() == 0) {
+                n_together = take();
+                if (warp_lane() == 0) space.n_together = n_together, space.taken = taken, space.n_slots = n_slots;
+            }
+            team_sync();
+            n_together = space.n_together;
+        }
+        if (team_thread() == 0) round.guesses += ngram_nodes - left;
         taken = space.taken;
         n_slots = space.n_slots;
     }
@@ -246,80 +322,76 @@ HD inline int draft_plan(DraftRound& round, const Tree& tree, const TreeSettings
 HD inline void draft_absorb(DraftRound& round, Tree& tree, const TreeSettings& settings, int first,
                             const Child* child) {
     TEAM_SHARED struct {
-        bool in_tree[kMaxNodes];   // of the pass's nodes: they belong there
+        // Of the pass's nodes.
+        int16_t place[kMaxNodes];  // in the tree, or tree.n + index in `added`; -1: it does not belong there
         int8_t which[kMaxNodes];   // child of its parent that a guess is, -1: none
-        int16_t place[kMaxNodes];  // in the tree, or tree.n + index in `added`
-        float score[kMaxNodes];    // as the draft sees it
-        Node added[kMaxAdded];     // (n, children), most of them void
-        uint32_t confirmed;
+        float score[kMaxNodes];    // as the draft sees it; first of a guess alone, then of its path
+        // (n, kMaxChildren), most of them void.
+        Node added[kMaxAdded];
+        int16_t slot[kMaxAdded];  // of the guess that is this child, -1: none
     } space;
     const int root_slot = round.n_chain - 1, begin = first > root_slot ? first : root_slot;
-    const int n = round.n_slots - begin, width = settings.children;
-    const auto child_of = [&](int slot, int c) -> const Child& { return child[(slot - begin) * kMaxChildren + c]; };
-    if (team_thread() == 0) space.confirmed = 0;
-    int deepest = 0;  // of this thread's guesses that the draft proposed
+    const int n = round.n_slots - begin, width = settings.children, n_tree = tree.n;
+    team_for(n * kMaxChildren, [&](int i) { space.slot[i] = -1; });
     team_for(n, [&](int i) {
         const int slot = begin + i, node = round.node[slot];
         int which = -1;
         if (node >= 0) {
             tree.node[node].slot = int16_t(slot);
-            space.place[i] = int16_t(node);
             space.score[i] = tree.node[node].score;
         } else {
-            for (int c = 0; c < width && child_of(round.parent[slot], c).token >= 0 && which < 0; ++c)
-                if (child_of(round.parent[slot], c).token == round.token[slot]) which = c;
-            if (which >= 0 && round.depth[slot] > deepest) deepest = round.depth[slot];
+            const Child* proposal = child + (round.parent[slot] - begin) * kMaxChildren;
+            UNROLL
+            for (int c = kMaxChildren - 1; c >= 0; --c)
+                if (c < width && proposal[c].token == round.token[slot]) which = c;
+            if (which >= 0) space.score[i] = proposal[which].log_probability;
         }
-        space.in_tree[i] = node >= 0;
+        space.place[i] = int16_t(node);
         space.which[i] = int8_t(which);
     });
+    team_sync();
     // A guess belongs to the tree if the draft proposed it and its parent belongs there: level by level.
-    for (int depth = 1; team_any(depth <= deepest); ++depth)
-        team_for(n, [&](int i) {
-            if (space.which[i] < 0 || round.depth[begin + i] != depth) return;
-            const int parent = round.parent[begin + i] - begin, which = space.which[i];
-            if (!space.in_tree[parent]) return;
-            space.score[i] = space.score[parent] + child_of(begin + parent, which).log_probability;
-            space.place[i] = int16_t(tree.n + parent * width + which);
-            space.in_tree[i] = true;
-            team_add(space.confirmed, 1u);
-        });
-    team_for(n * width, [&](int i) {
-        const int parent = i / width, slot = begin + parent;
-        Node& node = space.added[i];
-        node.score = -INFINITY;
-        if (!space.in_tree[parent] || round.depth[slot] >= round.max_depth) return;
-        bool proposed = true;
-        for (int c = 0; c <= i % width; ++c) proposed &= child_of(slot, c).token >= 0;
-        if (!proposed) return;
-        const Child& proposal = child_of(slot, i % width);
-        node = {proposal.token,
-                space.place[parent],
-                -1,
-                space.score[parent] + proposal.log_probability,
-                uint8_t(round.depth[slot] + 1),
-                false};
-    });
-    team_sync();
-    team_for(n, [&](int i) {
-        if (space.which[i] >= 0 && space.in_tree[i]) {
-            Node& node = space.added[space.place[i] - tree.n];
-            node.slot = int16_t(begin + i);
-            node.from_ngram = true;
+    if (team_warp() == 0) {
+        uint32_t confirmed = 0;
+        bool deeper = true;
+        NO_UNROLL
+        for (int depth = 1; warp_ballot(deeper); ++depth) {
+            deeper = false;
+            warp_for(n, [&](int i) {
+                const int which = space.which[i], slot = begin + i, above = round.parent[slot] - begin;
+                deeper |= which >= 0 && round.depth[slot] > depth;
+                if (which < 0 || round.depth[slot] != depth || space.place[above] < 0) return;
+                space.score[i] = space.score[above] + space.score[i];
+                space.place[i] = int16_t(n_tree + above * kMaxChildren + which);
+                space.slot[above * kMaxChildren + which] = int16_t(slot);
+                ++confirmed;
+            });
+            warp_sync();
         }
+        confirmed = warp_sum(confirmed);
+        if (warp_lane() == 0) round.confirmed += int(confirmed);
+    }
+    team_sync();
+    team_for(n * kMaxChildren, [&](int i) {
+        const int parent = i / kMaxChildren, depth = round.depth[begin + parent] + 1, slot = space.slot[i];
+        const bool in =
+            i % kMaxChildren < width && child[i].token >= 0 && space.place[parent] >= 0 && depth <= round.max_depth;
+        space.added[i] = {child[i].token, space.place[parent],
+                          int16_t(slot),  in ? space.score[parent] + child[i].log_probability : -INFINITY,
+                          uint8_t(depth), slot >= 0};
     });
-    team_sync();
-    tree_insert(tree, space.added, n * width);
-    if (team_thread() == 0) round.confirmed += int(space.confirmed);
-    team_sync();
+    tree_insert(tree, space.added, n * kMaxChildren);
 }
 
 // After acceptance: the slots whose keys and values the draft's cache takes over, in order of position. path: nodes of
-// the tree, from tree_accept. Returns their number. By one thread.
+// the tree, from tree_accept. Returns their number.
 HD inline int draft_commit(const DraftRound& round, const Tree& tree, const int* path, int length,
                            uint16_t* slots /* (kMaxNodes + kMaxDepth) */) {
-    int n = 0;
-    for (; n < round.n_chain; ++n) slots[n] = uint16_t(n);
-    for (int i = 1; i < length && tree.node[path[i]].slot >= 0; ++i) slots[n++] = uint16_t(tree.node[path[i]].slot);
+    const uint64_t evaluated = warp_mask(length, [&](int i) { return i == 0 || tree.node[path[i]].slot >= 0; });
+    const int n = round.n_chain - 1 + lowest_bit(~evaluated);  // the root is the chain's last
+    team_for(n, [&](int i) {
+        const int at = i - (round.n_chain - 1);
+        slots[i] = uint16_t(at <= 0 ? i : tree.node[path[at]].slot);
+    });
     return n;
 }

@@ -19,6 +19,28 @@ struct Suffix {
     int32_t token[kMaxSuffix];  // the latest first; -1 before the text begins
 };
 
+// How the table is searched. Read once, before anything waits for it; all zeros without a table.
+struct NgramSearch {
+    uint32_t mask, max_probes;  // slots - 1
+};
+HD inline NgramSearch ngram_search(const NgramView& table) {
+    if (!table.header) return {};
+    return {(uint32_t(1) << table.header->log2_slots) - 1, table.header->max_probes};
+}
+
+// Asks memory for what a look-up of the context will read first, without waiting: tables are larger than caches.
+HD inline void ngram_expect(const NgramView& table, const NgramSearch& search, int32_t older, int32_t newer) {
+    const NgramEntry* trigram = &table.trigram[ngram_hash(uint32_t(older), uint32_t(newer)) & search.mask];
+    const NgramEntry* bigram = &table.bigram[newer];
+#ifdef __CUDA_ARCH__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(trigram));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(bigram));
+#else
+    __builtin_prefetch(trigram);
+    __builtin_prefetch(bigram);
+#endif
+}
+
 // A look-up in the table that has been begun: what decides it was read at once, for it may come from far away. A lane
 // holds the slot of the trigram contexts that lies as many after the search's beginning as its own number says.
 struct NgramLookup {
@@ -29,27 +51,31 @@ struct NgramLookup {
 
 // Begins the look-up of the context (older, newer). newer is a token of the vocabulary; older may be -1 where the text
 // begins. By a warp, as the function that ends it.
-HD inline NgramLookup ngram_begin(const NgramView& table, int32_t older, int32_t newer) {
-    const uint32_t mask = (uint32_t(1) << table.header->log2_slots) - 1;
-    const uint32_t slot = (ngram_hash(uint32_t(older), uint32_t(newer)) + uint32_t(warp_lane())) & mask;
-    const NgramEntry& entry = table.trigram[slot];
-    return {older, newer, slot, {entry.context[0], entry.context[1]}, entry.token[0], table.bigram[newer].token[0]};
+HD inline NgramLookup ngram_begin(const NgramView& table, const NgramSearch& search, int32_t older, int32_t newer) {
+    const uint32_t lane = uint32_t(warp_lane());
+    NgramLookup lookup = {older, newer, 0, {0, 0}, kNoToken, table.bigram[newer].token[0]};
+    lookup.slot = (ngram_hash(uint32_t(older), uint32_t(newer)) + lane) & search.mask;
+    if (lane < search.max_probes) {
+        const NgramEntry& entry = table.trigram[lookup.slot];
+        lookup.context[0] = entry.context[0], lookup.context[1] = entry.context[1], lookup.first = entry.token[0];
+    }
+    return lookup;
 }
 
 // Successors of the context by the table: of the trigram, else of the bigram, else of no context.
-HD inline const NgramEntry* ngram_end(const NgramView& table, NgramLookup lookup) {
+HD inline const NgramEntry* ngram_end(const NgramView& table, const NgramSearch& search, NgramLookup lookup) {
     const uint32_t older = uint32_t(lookup.older), newer = uint32_t(lookup.newer), lanes = uint32_t(warp_lanes());
-    const uint32_t mask = (uint32_t(1) << table.header->log2_slots) - 1;
-    for (uint32_t probe = 0; lookup.older >= 0 && probe < table.header->max_probes; probe += lanes) {
+    NO_UNROLL
+    for (uint32_t probe = 0; lookup.older >= 0 && probe < search.max_probes; probe += lanes) {
         // The first slot that is empty or the context's own decides.
         const uint32_t lane = uint32_t(warp_lane());
         const bool empty = lookup.first == kNoToken;
         const bool found = !empty && lookup.context[0] == older && lookup.context[1] == newer;
-        const bool decides = (empty || found) && probe + lane < table.header->max_probes;
+        const bool decides = (empty || found) && probe + lane < search.max_probes;
         const uint32_t decided = warp_min(decides ? 2 * lane + empty : ~0u);
-        if (decided % 2 == 0) return &table.trigram[(lookup.slot - lane + decided / 2) & mask];
+        if (decided % 2 == 0) return &table.trigram[(lookup.slot - lane + decided / 2) & search.mask];
         if (decided != ~0u) break;
-        lookup.slot = (lookup.slot + lanes) & mask;
+        lookup.slot = (lookup.slot + lanes) & search.mask;
         const NgramEntry& entry = table.trigram[lookup.slot];
         lookup.context[0] = entry.context[0], lookup.context[1] = entry.context[1], lookup.first = entry.token[0];
     }
@@ -57,7 +83,8 @@ HD inline const NgramEntry* ngram_end(const NgramView& table, NgramLookup lookup
 }
 
 HD inline const NgramEntry* ngram_entry(const NgramView& table, int32_t older, int32_t newer) {
-    return ngram_end(table, ngram_begin(table, older, newer));
+    const NgramSearch search = ngram_search(table);
+    return ngram_end(table, search, ngram_begin(table, search, older, newer));
 }
 
 // How often the draft chooses again what followed the last `length` tokens where they stood before: measured on 42
@@ -73,22 +100,29 @@ HD inline int suffix_match(const int32_t* text, int n_text, const Suffix& suffix
     const int32_t last = suffix.token[0], before = suffix.token[1];
     uint32_t best = 0;  // length, then position
     for (int high = n_text - 2; high > 0 && best >> 28 < kMaxSuffix; high -= 32 * warp_lanes()) {
-        // Where two tokens match, of 32 positions of this lane, the latest first.
+        // Where two tokens match, of 32 positions of this lane, the latest first. Without branches, so that many are
+        // read at once; what lies before the text is read as its beginning and left out at the end.
         uint32_t matches = 0;
         NO_UNROLL
         for (int k = 0; k < 32 && high - k * warp_lanes() > 0; k += 8) {
+            const int from = high - k * warp_lanes() - warp_lane();
+            uint32_t part = 0;
             UNROLL
-            for (int i = k; i < k + 8; ++i) {
-                const int end = high - i * warp_lanes() - warp_lane();
-                if (end > 0 && text[end] == last && text[end - 1] == before) matches |= 1u << i;
+            for (int i = 0; i < 8; ++i) {
+                const int wanted = from - i * warp_lanes(), end = wanted > 1 ? wanted : 1;
+                if ((text[end] == last) & (text[end - 1] == before)) part |= 1u << i;
             }
+            matches |= part << k;
         }
+        const int n = (high - warp_lane() + warp_lanes() - 1) / warp_lanes();  // positions that exist
+        if (n < 32) matches &= (1u << n) - 1;
         NO_UNROLL
         for (; matches && best >> 28 < kMaxSuffix; matches &= matches - 1) {
             const int end = high - lowest_bit(matches) * warp_lanes() - warp_lane();
             uint32_t differs = 1u << kMaxSuffix;
             UNROLL
-            for (int i = 2; i < kMaxSuffix; ++i) differs |= uint32_t(i > end || text[end - i] != suffix.token[i]) << i;
+            for (int i = 2; i < kMaxSuffix; ++i)
+                differs |= uint32_t((end >= i ? text[end - i] : -2) != suffix.token[i]) << i;
             const uint32_t key = uint32_t(lowest_bit(differs)) << 28 | uint32_t(end + 1);
             if (key > best) best = key;
         }
@@ -98,33 +132,33 @@ HD inline int suffix_match(const int32_t* text, int n_text, const Suffix& suffix
     return int(best & 0xfffffff);
 }
 
-// Guesses for the token after the suffix, best first, no token twice; returns their number. text: (n_text < 2^28) the
-// committed tokens. By a warp; the lanes share `guess`.
-HD inline int ngram_guess(const NgramView& table, const int32_t* text, int n_text, const Suffix& suffix,
-                          Guess* guess /* (kMaxGuesses) */) {
+// What the guesses for the token after a suffix are made of.
+struct NgramGuesses {
+    int at;                   // position in the text of the first guess, 0: none
+    float confidence;         // its probability; what it leaves is the others'
+    const NgramEntry* entry;  // the others, null: none
+};
+
+// text: (n_text < 2^28) the committed tokens. By a warp.
+HD inline NgramGuesses ngram_guesses(const NgramView& table, const NgramSearch& search, const int32_t* text, int n_text,
+                                     const Suffix& suffix) {
     NgramLookup lookup;
-    if (table.header) lookup = ngram_begin(table, suffix.token[1], suffix.token[0]);
+    if (table.header) lookup = ngram_begin(table, search, suffix.token[1], suffix.token[0]);
     int length;
     const int at = suffix_match(text, n_text, suffix, length);
-    int n = 0;
-    uint32_t next = kNoToken;
-    float left = 1;  // probability that the context leaves to the table
-    if (at > 0) {
-        next = uint32_t(text[at]);
-        left -= suffix_confidence(length);
-        if (warp_lane() == 0) guess[0] = {text[at], suffix_confidence(length)};
-        ++n;
-    }
-    if (!table.header) return n;
-    const NgramEntry entry = *ngram_end(table, lookup);
+    return {at, at > 0 ? suffix_confidence(length) : 0, table.header ? ngram_end(table, search, lookup) : nullptr};
+}
+
+// One of them, 0 <= i < kMaxGuesses: the context's, then the table's, best first. No token comes twice; a probability
+// of 0 means none. By any thread.
+HD inline Guess ngram_guess(const NgramGuesses& guesses, const int32_t* text, int i) {
+    const uint32_t next = guesses.at > 0 ? uint32_t(text[guesses.at]) : kNoToken;
+    if (i == 0) return {int32_t(next), guesses.confidence};
+    if (!guesses.entry) return {-1, 0};
+    const uint32_t token = guesses.entry->token[i - 1];
+    bool repeated = token == next || token == kNoToken;
     UNROLL
-    for (int i = 0; i < kNgramSuccessors; ++i) {
-        if (entry.token[i] == kNoToken) break;
-        bool repeated = entry.token[i] == next;
-        for (int j = 0; j < i; ++j) repeated |= entry.token[i] == entry.token[j];
-        if (repeated) continue;
-        if (warp_lane() == 0) guess[n] = {int32_t(entry.token[i]), left * entry.probability[i] * (1 / 65535.0f)};
-        ++n;
-    }
-    return n;
+    for (int j = 0; j < kNgramSuccessors - 1; ++j) repeated |= j < i - 1 && guesses.entry->token[j] == token;
+    if (repeated) return {-1, 0};
+    return {int32_t(token), (1 - guesses.confidence) * guesses.entry->probability[i - 1] * (1 / 65535.0f)};
 }

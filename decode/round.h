@@ -108,9 +108,10 @@ HD inline void round_accept(RoundState& state, const Generation& generation, int
     Counters& counters = report.counters;
     const int length = tree_accept(tree, chosen, path), n_text = state.n_text;
     const bool drafted = tree.capacity > 1;
-    const uint64_t ends = team_mask(
+    const uint64_t ends = warp_mask(
         length, [&](int i) { return chosen[path[i]] == generation.end_token || n_text + i >= generation.limit; });
     const int n_emitted = ends ? lowest_bit(ends) : length;
+    const int n_commit = drafted ? draft_commit(state.draft, tree, path, length, state.draft_commit.slot) : 0;
     team_for(length, [&](int i) {
         state.target_commit.slot[i] = uint16_t(path[i]);
         if (i >= n_emitted) return;
@@ -131,8 +132,8 @@ HD inline void round_accept(RoundState& state, const Generation& generation, int
         state.target_commit.base = n_text - 1;
         state.target_commit.n = length;
         state.draft_commit.base = state.draft_base;
-        state.draft_commit.n = drafted ? draft_commit(state.draft, tree, path, length, state.draft_commit.slot) : 0;
-        state.draft_base += state.draft_commit.n;
+        state.draft_commit.n = n_commit;
+        state.draft_base += n_commit;
         counters.rounds += 1;
         counters.target_nodes += tree.n;
         counters.proposed += tree.n - 1;

@@ -16,12 +16,14 @@
 
 #ifdef __CUDA_ARCH__
 #define TEAM_SHARED __shared__
-#define UNROLL _Pragma("unroll")  // so that an array stays in registers
+#define UNROLL _Pragma("unroll")      // so that an array stays in registers
+#define UNROLL_4 _Pragma("unroll 4")  // so that four loads are under way
 #define NO_UNROLL _Pragma("unroll 1")
 #define ON_GPU(gpu, cpu) gpu
 #else
 #define TEAM_SHARED
 #define UNROLL
+#define UNROLL_4
 #define NO_UNROLL
 #define ON_GPU(gpu, cpu) cpu
 #endif
@@ -37,10 +39,6 @@ HD inline void team_for(int n, const F& f) {
 }
 HD inline void team_sync() {
     ON_GPU(__syncthreads(), (void)0);
-}
-// Whether any thread says so.
-HD inline bool team_any(bool mine) {
-    return ON_GPU(__syncthreads_or(mine), mine);
 }
 // Adds to a shared number, returns what it was before.
 template <class Number>
@@ -58,20 +56,6 @@ HD inline int lowest_bit(uint64_t bits) {  // not of 0
 HD inline uint64_t bits_below(int i) {
     return (uint64_t(1) << i) - 1;
 }
-// Bit i says whether predicate(i), 0 <= i < n <= 64.
-template <class Predicate>
-HD inline uint64_t team_mask(int n, const Predicate& predicate) {
-    TEAM_SHARED unsigned long long mask;
-    team_sync();  // the last mask has been read
-    if (team_thread() == 0) mask = 0;
-    team_sync();
-    team_for(n, [&](int i) {
-        if (predicate(i)) ON_GPU(atomicOr(&mask, 1ull << i), mask |= 1ull << i);
-    });
-    team_sync();
-    return mask;
-}
-
 // A warp of the team.
 HD inline int team_warp() {
     return ON_GPU(threadIdx.x / 32, 0);
@@ -93,6 +77,24 @@ HD inline void warp_for(int n, const F& f) {
 }
 HD inline void warp_sync() {
     ON_GPU(__syncwarp(), (void)0);
+}
+// Bit l says whether lane l does.
+HD inline uint32_t warp_ballot(bool mine) {
+    return ON_GPU(__ballot_sync(~0u, mine), mine);
+}
+// Bit i says whether predicate(i), 0 <= i < n <= 64. Each warp finds out for itself: cheaper than to wait for others.
+template <class Predicate>
+HD inline uint64_t warp_mask(int n, const Predicate& predicate) {
+    uint64_t mask = 0;
+    NO_UNROLL
+    for (int first = 0; first < n; first += warp_lanes()) {
+        const int i = first + warp_lane();
+        mask |= uint64_t(warp_ballot(i < n && predicate(i))) << first;
+    }
+    return mask;
+}
+HD inline uint32_t warp_sum(uint32_t value) {
+    return ON_GPU(__reduce_add_sync(~0u, value), value);
 }
 HD inline uint32_t warp_max(uint32_t value) {
     return ON_GPU(__reduce_max_sync(~0u, value), value);

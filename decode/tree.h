@@ -57,18 +57,20 @@ constexpr float kHopeless = -1e30f;  // scores that are not above it count as no
 
 // Inserts added[0..n_added) and keeps the best `capacity` nodes; equal scores keep the order in which they came. Their
 // parents are indices in the tree, or tree.n + the index of an added node that stands before them; no score is above
-// its parent's.
+// its parent's. The team need not have synchronised since it wrote them.
 HD inline void tree_insert(Tree& tree, const Node* added /* (n_added <= kMaxAdded) */, int n_added) {
     TEAM_SHARED struct {
         uint64_t key[kMaxNodes + kMaxAdded];  // of the old nodes and the added ones that may enter: score, then index
-        int16_t rank[kMaxNodes + kMaxAdded];  // by index: old nodes, then added ones
+        int rank[kMaxNodes + kMaxAdded];      // by index: old nodes, then added ones
         Node old[kMaxNodes];
         uint32_t n;
     } space;
+    constexpr int kShares = 4;  // threads that rank a node
     const int n_old = tree.n, capacity = tree.capacity;
     const float worst = n_old == capacity ? tree.node[n_old - 1].score : kHopeless;
     const auto key = [](float score, int index) { return uint64_t(ascending_bits(score)) << 32 | uint32_t(~index); };
     if (team_thread() == 0) space.n = uint32_t(n_old);
+    team_for(n_old + n_added, [&](int i) { space.rank[i] = 0; });
     team_for(n_old, [&](int i) {
         space.old[i] = tree.node[i];
         space.key[i] = key(tree.node[i].score, i);
@@ -79,18 +81,19 @@ HD inline void tree_insert(Tree& tree, const Node* added /* (n_added <= kMaxAdde
     });
     team_sync();
     const int n = int(space.n);
-    team_for(n, [&](int i) {
-        const uint64_t mine = space.key[i];
-        int rank = 0;
-        for (int j = 0; j < n; ++j) rank += space.key[j] > mine;
-        space.rank[~uint32_t(mine)] = int16_t(rank);
+    team_for(n * kShares, [&](int i) {
+        const uint64_t mine = space.key[i / kShares];
+        int better = 0;
+        UNROLL_4
+        for (int j = i % kShares; j < n; j += kShares) better += space.key[j] > mine;
+        team_add(space.rank[~uint32_t(mine)], better);
     });
     team_sync();
     team_for(n, [&](int i) {
         const int index = int(~uint32_t(space.key[i])), rank = space.rank[index];
         if (rank >= capacity) return;
         Node node = index < n_old ? space.old[index] : added[index - n_old];
-        if (node.parent >= 0) node.parent = space.rank[node.parent];
+        if (node.parent >= 0) node.parent = int16_t(space.rank[node.parent]);
         tree.node[rank] = node;
     });
     if (team_thread() == 0) tree.n = n < capacity ? n : capacity;
@@ -103,7 +106,7 @@ HD inline void tree_insert(Tree& tree, const Node* added /* (n_added <= kMaxAdde
 HD inline int tree_accept(const Tree& tree, const int32_t* chosen /* (n) */, int* path /* (kMaxDepth + 1) */) {
     TEAM_SHARED int length;
     uint64_t right =
-        team_mask(tree.n, [&](int i) { return i > 0 && tree.node[i].token == chosen[tree.node[i].parent]; });
+        warp_mask(tree.n, [&](int i) { return i > 0 && tree.node[i].token == chosen[tree.node[i].parent]; });
     if (team_thread() == 0) {
         int n = 1, at = 0;
         path[0] = 0;

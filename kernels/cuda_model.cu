@@ -34,8 +34,8 @@ std::string cuda_unsupported(const Config& c) {
         return "the GPU engine takes up to " + std::to_string(kMaxDeviceLayers) + " layers, and this model has " +
                std::to_string(c.n_layer) + "; run it with --device cpu";
     if (c.n_embd > 4 * kMultiplyThreads)
-        return "the GPU engine takes up to " + std::to_string(4 * kMultiplyThreads) +
-               " columns, and this model has " + std::to_string(c.n_embd) + "; run it with --device cpu";
+        return "the GPU engine takes up to " + std::to_string(4 * kMultiplyThreads) + " columns, and this model has " +
+               std::to_string(c.n_embd) + "; run it with --device cpu";
     return "";
 }
 

@@ -20,8 +20,7 @@ struct CudaRounds::HostMemory {
     uint32_t stop;  // 1
     RoundWork start;
     Sampling sampling;
-    uint32_t number[2];  // first of the draft, of the target
-    int32_t text[1];     // (n_positions)
+    int32_t text[1];  // (n_positions)
 };
 
 CudaRounds::CudaRounds(CudaModel& target, CudaModel& draft, const NgramView& table) : target_(target), draft_(draft) {
@@ -143,14 +142,15 @@ Statistics CudaRounds::generate(const Request& request, const std::function<bool
     target_.prefill(0, std::span(request.prompt).first(n_prompt - 1));
     draft_.prefill(0, std::span(request.prompt).first(draft_base));
     // A round writes at least one token.
-    host_->number[0] = draft_.reserve_numbers((limit - n_prompt) * request.tree.draft_passes);
-    host_->number[1] = target_.reserve_numbers(limit - n_prompt);
+    RoundWork& work = host_->start;
+    work = {};
+    work.draft_number = draft_.reserve_numbers((limit - n_prompt) * request.tree.draft_passes);
+    work.target_number = target_.reserve_numbers(limit - n_prompt);
     target_.synchronise();
     draft_.synchronise();
     stats.prefill_ms = ms(start);
 
     const bool drafts = draft_positions >= n_prompt && request.tree.nodes > 1;
-    RoundWork& work = host_->start;
     work.generation = generation_of(request, table_, limit, drafts ? draft_positions : 0, config.eos_token);
     generation_start(work.state, n_prompt, draft_base, limit, stop);
     bool going = work.state.report.going;
@@ -161,9 +161,6 @@ Statistics CudaRounds::generate(const Request& request, const std::function<bool
     cuda_check(cudaMemsetAsync(rounds_, 0, sizeof(DeviceRounds), stream), "starting to decode");
     cuda_check(cudaMemcpyAsync(&rounds_->work, &work, sizeof work, cudaMemcpyHostToDevice, stream),
                "starting to decode");
-    cuda_check(
-        cudaMemcpyAsync(&rounds_->draft_number, host_->number, sizeof host_->number, cudaMemcpyHostToDevice, stream),
-        "starting to decode");
     host_->sampling = request.sampling;
     cuda_check(cudaMemcpyAsync(&rounds_->sampling, &host_->sampling, sizeof(Sampling), cudaMemcpyHostToDevice, stream),
                "starting to decode");
@@ -206,8 +203,8 @@ Statistics CudaRounds::generate(const Request& request, const std::function<bool
         if (!emitted.empty() && !emit(emitted)) {
             stats.stop = StopReason::caller;
             going = false;
-            cuda_check(cudaMemcpyAsync(&rounds_->stop, &host_->stop, sizeof rounds_->stop, cudaMemcpyHostToDevice,
-                                       stop_stream_),
+            cuda_check(cudaMemcpyAsync(&rounds_->work.stop, &host_->stop, sizeof rounds_->work.stop,
+                                       cudaMemcpyHostToDevice, stop_stream_),
                        "stopping");
         }
     }

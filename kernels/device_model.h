@@ -7,11 +7,11 @@
 #include "model/blob.h"
 #include "model/host_device.h"
 
-constexpr int kHeadSize = 64;      // the only one the kernels know
+constexpr int kHeadSize = 64;  // the only one the kernels know
 constexpr int kMultiplyWarps = 16;
 constexpr int kMultiplyThreads = 32 * kMultiplyWarps;
 constexpr int kBlockThreads = kMultiplyThreads + 32;  // and one warp that streams the weights
-constexpr int kSharedState = 2048;  // bytes at most of a block's shared memory that SharedLayout leaves out
+constexpr int kSharedState = 1536;  // bytes at most of a block's shared memory that SharedLayout leaves out
 constexpr int kSplit = 4;           // mlp_proj is multiplied as 4 matrices of n_embd columns, summed in order
 
 struct DeviceModel {
@@ -61,15 +61,15 @@ struct Rows {
 
 // Global memory between the phases of a pass, rows by node.
 struct Scratch {
-    Rows qkv;        // words: 2 n_embd, q in fp32, keys and values as pairs of halves; values: q alone, n_embd
-    Rows proj;       // n_embd floats: c_proj's result, bias not yet added; twice, for even and odd layers
-    Rows mlp_proj;   // n_embd floats: a part of mlp_proj's result; kSplit of them, twice
-    Rows attention;  // n_embd halves
-    Rows input;      // n_embd halves: LayerNorm's result
-    Rows mlp;        // 4 n_embd halves: matrix input of mlp_proj
-    float* logits;       // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order
-    uint64_t* best;      // (2) greedy decoding: the best (logit, token) of even and odd steps
-    int32_t* chosen;     // (1) the token that sampled decoding goes on with
+    Rows qkv;         // words: 2 n_embd, q in fp32, keys and values as pairs of halves; values: q alone, n_embd
+    Rows proj;        // n_embd floats: c_proj's result, bias not yet added; twice, for even and odd layers
+    Rows mlp_proj;    // n_embd floats: a part of mlp_proj's result; kSplit of them, twice
+    Rows attention;   // n_embd halves
+    Rows input;       // n_embd halves: LayerNorm's result
+    Rows mlp;         // 4 n_embd halves: matrix input of mlp_proj
+    float* logits;    // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order
+    uint64_t* best;   // (2) greedy decoding: the best (logit, token) of even and odd steps
+    int32_t* chosen;  // (1) the token that sampled decoding goes on with
     uint32_t *counter, *next_counter;  // phase counter of this kernel, of the next
     uint32_t* stop;                    // not 0 ends the current decode
     uint32_t* failure;                 // host memory: which wait ran out of patience
@@ -108,7 +108,7 @@ HD inline DevicePass pass_part(const DevicePass& pass, int at, int width) {
 // How the weights' stream is paced, in pieces under way: fewer while the block waits for what others write, because
 // that queues behind the weights. Never alters a result.
 struct Pace {
-    int waiting = 2, multiplying = 6;
+    int waiting = 2, multiplying = 4;
 };
 
 // Offsets in a block's shared memory, bytes.

@@ -115,32 +115,33 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         }
 
         const bool publish = which == Matrix::head || !kWords;
-        skinny_gemm<NT>(
-            b, matrix, pass.n - first, publish ? Doing::arriving : Doing::waiting,
-            [&](int task, uint32_t row, int node, float low, float high) {
-                const int r = task * 16 + row;
-                if (which == Matrix::head) {
-                    logit(r, node, low, high);
-                } else if (which == Matrix::c_attn) {
-                    if (r < E) {
-                        put_two<kWords>(s.qkv, node * (kWords ? 2 * E : E) + r, low, high, number());
-                    } else {  // to the nodes' rows of the cache, as words also to this pass's nodes
-                        const int values = r >= 2 * E, column = r - E - values * E;
-                        const uint32_t halves = pack_halves(low, high);
-                        if (kWords) ptx::store_word(s.qkv.word + node * 2 * E + (r + E) / 2, halves, number());
-                        uint16_t* row = m.kv_row(layer, values, column / kHeadSize, pass.slot_rows + pass.first + node);
-                        *reinterpret_cast<uint32_t*>(row + column % kHeadSize) = halves;
-                    }
-                } else if (which == Matrix::c_fc) {
-                    put<kWords>(s.mlp, (node * 4 * E + fragment_column(r)) / 2,
-                                pack_halves(gelu(low), gelu(high)), number());
-                } else if (which == Matrix::c_proj) {
-                    put_two<kWords>(proj_rows(a, layer), node * E + r, low, high, number());
-                } else {
-                    put_two<kWords>(mlp_proj_rows(a, layer, part), node * E + task / kSplit * 16 + row, low, high,
-                                    number());
-                }
-            });
+        skinny_gemm<NT>(b, matrix, pass.n - first, publish ? Doing::arriving : Doing::waiting,
+                        [&](int task, uint32_t row, int node, float low, float high) {
+                            const int r = task * 16 + row;
+                            if (which == Matrix::head) {
+                                logit(r, node, low, high);
+                            } else if (which == Matrix::c_attn) {
+                                if (r < E) {
+                                    put_two<kWords>(s.qkv, node * (kWords ? 2 * E : E) + r, low, high, number());
+                                } else {  // to the nodes' rows of the cache, as words also to this pass's nodes
+                                    const int values = r >= 2 * E, column = r - E - values * E;
+                                    const uint32_t halves = pack_halves(low, high);
+                                    if (kWords)
+                                        ptx::store_word(s.qkv.word + node * 2 * E + (r + E) / 2, halves, number());
+                                    uint16_t* row =
+                                        m.kv_row(layer, values, column / kHeadSize, pass.slot_rows + pass.first + node);
+                                    *reinterpret_cast<uint32_t*>(row + column % kHeadSize) = halves;
+                                }
+                            } else if (which == Matrix::c_fc) {
+                                put<kWords>(s.mlp, (node * 4 * E + fragment_column(r)) / 2,
+                                            pack_halves(gelu(low), gelu(high)), number());
+                            } else if (which == Matrix::c_proj) {
+                                put_two<kWords>(proj_rows(a, layer), node * E + r, low, high, number());
+                            } else {
+                                put_two<kWords>(mlp_proj_rows(a, layer, part), node * E + task / kSplit * 16 + row, low,
+                                                high, number());
+                            }
+                        });
         if (which != Matrix::head) b.phase.arrive(min(a.matrix[int(which)].n_tasks, grid), has_work, publish);
     }
 }

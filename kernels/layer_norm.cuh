@@ -2,9 +2,9 @@
 //
 //     x += (part 0 + part 1 + ...) + bias;     out = (x - mean) / sqrt(variance + epsilon) * weight + shift, as fp16
 //
-// A thread takes a quad of neighbouring columns, hence n_embd <= 4 kMultiplyThreads, and keeps it in registers; sums run
-// over its columns, then over lanes and warps in block_sum's order. Reads 8 n_embd bytes a part from L2 (words) or 4;
-// bias, weight and shift (12 n_embd bytes) are fetched while the block waits for the parts.
+// A thread takes a quad of neighbouring columns, hence n_embd <= 4 kMultiplyThreads, and keeps it in registers; sums
+// run over its columns, then over lanes and warps in block_sum's order. Reads 8 n_embd bytes a part from L2 (words) or
+// 4; bias, weight and shift (12 n_embd bytes) are fetched while the block waits for the parts.
 #pragma once
 
 #include "kernels/exchange.cuh"
@@ -76,8 +76,8 @@ __device__ inline void add_branch(const Block& b, float4& v, const float* bias, 
         float4 part[kParts];
 #pragma unroll
         for (int p = 0; p < kParts; ++p)
-            part[p] = __ldcg(
-                reinterpret_cast<const float4*>(branch.part.value + (p * kMaxNodes + branch.node) * E + column));
+            part[p] =
+                __ldcg(reinterpret_cast<const float4*>(branch.part.value + (p * kMaxNodes + branch.node) * E + column));
         sum = part[0];
 #pragma unroll
         for (int p = 1; p < kParts; ++p) sum = plus(sum, part[p]);

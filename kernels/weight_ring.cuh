@@ -30,8 +30,8 @@ HD constexpr int piece_quads(int n_embd) {
 struct TaskMatrix {
     const uint16_t* tiles;
     const float* bias;  // or null
-    int first_task;  // this block's; the next is gridDim.x further
-    int units;       // this block's tasks
+    int first_task;     // this block's; the next is gridDim.x further
+    int units;          // this block's tasks
 };
 
 __device__ inline Matrix matrix_kind(const PassArguments& a, int at) {
@@ -99,8 +99,8 @@ struct Ring {
     }
 };
 
-// The streaming warp. Where one thread can start a whole piece's copy, it is lane 0's alone, else lane 0 decides when and
-// all lanes copy.
+// The streaming warp. Where one thread can start a whole piece's copy, it is lane 0's alone, else lane 0 decides when
+// and all lanes copy.
 struct Stream {
     const PassArguments& a;
     Ring ring;

@@ -168,9 +168,7 @@ struct Exchanged {
         return words ? uint32_t(word[(set * kWordNodes + node) * columns + column])
                      : plain[(set * kMaxNodes + node) * columns + column];
     }
-    float single(int node, size_t column, int set = 0) const {
-        return std::bit_cast<float>(value(node, column, set));
-    }
+    float single(int node, size_t column, int set = 0) const { return std::bit_cast<float>(value(node, column, set)); }
     Row halves(int node) const {  // of rows in fragment order
         Row out(2 * columns);
         for (size_t c = 0; c < out.size(); ++c) {
@@ -344,7 +342,8 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
                         sum[c] += got[c];
                     }
                     check(where("mlp_proj") + ", part " + std::to_string(part), got,
-                          multiply(l.mlp_proj_weight, E, 4 * E, part * E, nullptr, exact(third(activated, part))), false);
+                          multiply(l.mlp_proj_weight, E, 4 * E, part * E, nullptr, exact(third(activated, part))),
+                          false);
                 }
 
                 normal = layer_norm(plus(middle, sum, l.mlp_proj_bias), m.ln_f_weight, m.ln_f_bias, epsilon);

@@ -115,27 +115,136 @@ TEST_CASE("growing with any proposals keeps slots, depths and parents in range")
     }
 }
 
+// The slots of the next pass as if one node were asked for after the other.
+static DraftRound plan_one_by_one(DraftRound round, const Tree& tree, const TreeSettings& settings,
+                                  const NgramView& table, const std::vector<int32_t>& text) {
+    struct Candidate {
+        int32_t token;
+        int parent;
+        float score;
+    };
+    std::vector<Candidate> pool;  // as they came
+    const int n_text = int(text.size()), root_slot = round.n_chain - 1;
+    const auto ask = [&](int slot) {
+        if (round.depth[slot] >= round.max_evaluated_depth || round.depth[slot] + 1 >= round.max_depth) return;
+        Suffix suffix;
+        for (int i = 0; i < kMaxSuffix; ++i) suffix.token[i] = draft_token(round, slot, i, text.data(), n_text);
+        const NgramGuesses guesses = ngram_guesses(table, ngram_search(table), text.data(), n_text, suffix);
+        for (int i = 0; i < kMaxGuesses; ++i)
+            if (const Guess guess = ngram_guess(guesses, text.data(), i); guess.probability > 0)
+                pool.push_back({guess.token, slot, round.score[slot] + log_positive(guess.probability)});
+    };
+    const auto put = [&](int32_t token, int parent, int node, int depth, float score) {
+        const int slot = round.n_slots++;
+        round.token[slot] = token, round.parent[slot] = parent, round.node[slot] = int16_t(node);
+        round.depth[slot] = uint8_t(depth), round.score[slot] = score;
+        ask(slot);
+    };
+    std::vector<int> open;
+    for (int i = 1; i < tree.n; ++i)
+        if (tree.node[i].slot < 0 && tree.node[i].depth <= round.max_evaluated_depth &&
+            tree.node[i].depth < round.max_depth)
+            open.push_back(i);
+    const int end = std::min(kMaxSlots, (round.passes == 0 ? 0 : round.n_slots) + settings.draft_width);
+    if (round.passes == 0) ask(root_slot);
+    int left = settings.ngram_nodes;
+    while (round.n_slots < end) {
+        const auto best = std::max_element(pool.begin(), pool.end(),
+                                           [](const Candidate& a, const Candidate& b) { return a.score < b.score; });
+        const bool guess = left > 0 && best != pool.end();
+        if (!open.empty() && (!guess || tree.node[open[0]].score >= best->score)) {
+            const Node& node = tree.node[open[0]];
+            put(node.token, tree.node[node.parent].slot, open[0], node.depth, node.score);
+            open.erase(open.begin());
+        } else if (guess) {
+            const Candidate taken = *best;
+            pool.erase(best);
+            put(taken.token, taken.parent, -1, round.depth[taken.parent] + 1, taken.score);
+            --left;
+        } else {
+            break;
+        }
+    }
+    return round;
+}
+
+TEST_CASE("a pass holds what asking for one node after the other would choose") {
+    std::mt19937 generator(3);
+    int guesses = 0;
+    for (int round_index = 0; round_index < 500; ++round_index) {
+        const int n_vocab = 4 + int(generator() % 40), n_text = 2 + int(generator() % 200);
+        const RandomTable table = make_random_table(n_vocab, generator());
+        const NgramView view = generator() % 5 ? table.view() : NgramView{};
+        TreeSettings settings;
+        settings.nodes = 2 + int(generator() % (kMaxNodes - 1));
+        settings.draft_width = 1 + int(generator() % kMaxNodes);
+        settings.ngram_nodes = int(generator() % settings.draft_width);
+        settings.draft_cost = 0;
+        std::vector<int32_t> text(n_text);  // repeats itself, with errors
+        for (int i = 0, period = 1 + int(generator() % 20); i < n_text; ++i)
+            text[i] = i >= period && generator() % 10 ? text[i - period] : int(generator() % n_vocab);
+        const int chain = 1 + int(generator() % std::min(n_text, 8));
+        DraftRound round;
+        Tree tree;
+        std::vector<Child> child(kMaxNodes * kMaxChildren);
+        draft_start(round, tree, settings, n_text - chain, &text[n_text - chain], chain, int(generator() % 17),
+                    int(generator() % 20));
+        while (draft_pays(round, tree, settings)) {
+            const DraftRound expected = plan_one_by_one(round, tree, settings, view, text);
+            const int first = draft_plan(round, tree, settings, view, text.data(), n_text, settings.ngram_nodes);
+            REQUIRE(round.n_slots == expected.n_slots);
+            if (round.n_slots == first) break;
+            const int root_slot = chain - 1, begin = std::max(first, root_slot);
+            for (int s = begin; s < round.n_slots; ++s) {
+                CHECK(round.token[s] == expected.token[s]);
+                CHECK(round.parent[s] == expected.parent[s]);
+                CHECK(round.node[s] == expected.node[s]);
+                CHECK(round.depth[s] == expected.depth[s]);
+                CHECK(round.score[s] == expected.score[s]);
+                // The draft proposes what was guessed now and then; scores are often equal.
+                float score = 0;
+                for (int c = 0; c < kMaxChildren; ++c)
+                    child[(s - begin) * kMaxChildren + c] = {(s + c * 5) % n_vocab, score -= float(generator() % 4)};
+                for (int below = s + 1; below < round.n_slots; ++below)
+                    if (round.parent[below] == s && round.node[below] < 0 && generator() % 2)
+                        child[(s - begin) * kMaxChildren].token = round.token[below];
+            }
+            draft_absorb(round, tree, settings, first, child.data());
+        }
+        guesses += round.guesses;
+    }
+    CHECK(guesses > 5000);
+}
+
 TEST_CASE("the n-gram guesses the longest earlier suffix first, then the table") {
+    const auto guesses = [](const NgramView& table, const int32_t* text, int n_text, const Suffix& suffix) {
+        const NgramGuesses all = ngram_guesses(table, ngram_search(table), text, n_text, suffix);
+        std::vector<Guess> list;
+        for (int i = 0; i < kMaxGuesses; ++i)
+            if (const Guess guess = ngram_guess(all, text, i); guess.probability > 0) list.push_back(guess);
+        return list;
+    };
     NgramView none = {};
-    Guess guess[kMaxGuesses];
     //                     0  1  2  3  4  5  6  7  8  9
     const int32_t text[] = {1, 2, 3, 9, 2, 3, 7, 1, 2, 3};
     const Suffix all = {{3, 2, 1, 7, 3, 2, 9, 3}};
-    REQUIRE(ngram_guess(none, text, 10, all, guess) == 1);
-    CHECK(guess[0].token == 9);  // 1 2 3 stood before 9; 2 3 alone, later, before 7
-    const float longer = guess[0].probability;
-    REQUIRE(ngram_guess(none, text, 7, {{3, 2, -1, -1, -1, -1, -1, -1}}, guess) == 1);
-    CHECK(guess[0].token == 7);
-    CHECK(guess[0].probability < longer);
-    CHECK(ngram_guess(none, text, 4, {{3, -1, -1, -1, -1, -1, -1, -1}}, guess) == 0);  // a single token is no suffix
+    const std::vector<Guess> longest = guesses(none, text, 10, all);
+    REQUIRE(longest.size() == 1);
+    CHECK(longest[0].token == 9);  // 1 2 3 stood before 9; 2 3 alone, later, before 7
+    const std::vector<Guess> shorter = guesses(none, text, 7, {{3, 2, -1, -1, -1, -1, -1, -1}});
+    REQUIRE(shorter.size() == 1);
+    CHECK(shorter[0].token == 7);
+    CHECK(shorter[0].probability < longest[0].probability);
+    CHECK(guesses(none, text, 4, {{3, -1, -1, -1, -1, -1, -1, -1}}).empty());  // a single token is no suffix
 
     RandomTable table = make_random_table(10, 3);
     table.bigram[3] = {{0, 0}, {9, 4, kNoToken, kNoToken}, {40000, 20000, 0, 0}};
     for (NgramEntry& entry : table.trigram) entry.token[0] = kNoToken;
-    REQUIRE(ngram_guess(table.view(), text, 10, all, guess) == 2);
-    CHECK(guess[0].token == 9);
-    CHECK(guess[1].token == 4);  // the table's 9 is not repeated
-    CHECK(guess[1].probability == doctest::Approx((1 - guess[0].probability) * 20000 / 65535));
+    const std::vector<Guess> both = guesses(table.view(), text, 10, all);
+    REQUIRE(both.size() == 2);
+    CHECK(both[0].token == 9);
+    CHECK(both[1].token == 4);  // the table's 9 is not repeated
+    CHECK(both[1].probability == doctest::Approx((1 - both[0].probability) * 20000 / 65535));
 }
 
 TEST_CASE("every context of a table is found, and others fall back") {
