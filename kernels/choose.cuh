@@ -2,9 +2,11 @@
 // does it: choose(), propose() and the log-probability of a token. Floats are compared through integer keys of the same
 // order; weights are added as integers, so the order of threads does not matter.
 //
-// top-k, the usual case (k <= 256): the k-th best of the threads' own maxima bounds the k-th best logit from below; the
-// few logits that reach it are listed in shared memory and compared all with all. Any other limit is found digit by
-// digit, 8 bits of the key at a time, from histograms of counts or weights.
+// The k best, the usual case (k <= 256): the k-th best of the maxima of pairs of threads bounds the k-th best logit
+// from below; the few logits that reach it are listed in shared memory and compared all with all. Any other limit is
+// found digit by digit, 8 bits of the key at a time, from histograms of counts or weights.
+//
+// Bytes: a sweep over the logits of a node reads 4 n_vocab from L2; the usual cases take two.
 #pragma once
 
 #include "decode/choose.h"
@@ -12,12 +14,15 @@
 #include "kernels/block.cuh"
 
 constexpr int kMaxCandidates = 512;
+constexpr int kBins = 256;  // of a digit; pairs of threads, whose maxima bound the k best
+static_assert(kMultiplyThreads == 2 * kBins);
 constexpr uint32_t kWorstKey = 0x007fffffu;  // of -infinity; smaller ones are no number's
 
 struct ChooseSpace {  // shared memory
     uint64_t reduce[kMultiplyWarps];
-    uint64_t weight[kMultiplyThreads];
-    uint32_t count[kMultiplyThreads];
+    uint64_t weight[kBins];
+    alignas(16) uint32_t count[kBins];
+    uint64_t best[kMaxChildren];
     uint32_t found_key, n_candidates;
     int found_bin;
     uint64_t found_before;
@@ -60,11 +65,36 @@ struct Kept {
     bool listed;  // all kept tokens are among the candidates
 };
 
-// f(logit, id) for every token, by the thread that owns it.
+// f(logit, id) for every token, by the thread that owns it. logits: 16-byte aligned.
 template <class F>
 __device__ inline void for_each_token(const float* logits, int n_vocab, const F& f) {
-#pragma unroll 4
-    for (int id = threadIdx.x; id < n_vocab; id += kMultiplyThreads) f(__ldcg(logits + id), id);
+#if __CUDA_ARCH__ == 900
+    constexpr int kUnderWay = 4;  // quads of neighbouring tokens
+#else
+    constexpr int kUnderWay = 1;  // ptxas needs more registers there
+#endif
+    const int n_quads = n_vocab / 4;
+#pragma unroll 1
+    for (int first = threadIdx.x; first < n_quads; first += kUnderWay * kMultiplyThreads) {
+        float4 quad[kUnderWay];
+#pragma unroll
+        for (int k = 0; k < kUnderWay; ++k) {
+            const int at = first + k * kMultiplyThreads;
+            if (at < n_quads) quad[k] = __ldcg(reinterpret_cast<const float4*>(logits) + at);
+        }
+#pragma unroll
+        for (int k = 0; k < kUnderWay; ++k) {
+            const int at = first + k * kMultiplyThreads;
+            if (at >= n_quads) continue;
+#pragma unroll 1  // f is long
+            for (int e = 0; e < 4; ++e) {
+                f(quad[k].x, 4 * at + e);
+                quad[k] = {quad[k].y, quad[k].z, quad[k].w, 0};
+            }
+        }
+    }
+    const int id = 4 * n_quads + int(threadIdx.x);
+    if (id < n_vocab) f(__ldcg(logits + id), id);
 }
 template <class F>
 __device__ inline void for_each_kept(const ChooseSpace& space, const Kept& kept, const float* logits, int n_vocab,
@@ -104,6 +134,7 @@ __device__ inline KeptLimit limit_from_list(ChooseSpace& space, const Sampling& 
     for (int i = threadIdx.x; i < n; i += kMultiplyThreads) {
         const float logit = space.candidate_logit[i];
         int better = 0;
+#pragma unroll 4
         for (int j = 0; j < n; ++j) better += space.candidate_logit[j] > logit;
         const bool kept = better < sampling.top_k;
         const uint64_t weight = kept ? fixed_weight(logit, max_logit, sampling.temperature) : 0;
@@ -122,6 +153,7 @@ __device__ inline KeptLimit limit_from_list(ChooseSpace& space, const Sampling& 
         const float logit = space.candidate_logit[i];
         const int32_t id = space.candidate_id[i];
         uint64_t before = 0;
+#pragma unroll 4
         for (int j = 0; j < n; ++j)
             if (space.candidate_logit[j] > logit || (space.candidate_logit[j] == logit && space.candidate_id[j] < id))
                 before += space.candidate_weight[j];
@@ -136,8 +168,9 @@ __device__ inline KeptLimit limit_from_list(ChooseSpace& space, const Sampling& 
 // The key of the k-th best logit, digit by digit.
 __device__ inline uint32_t kth_key(ChooseSpace& space, const float* logits, int n_vocab, uint32_t k) {
     uint32_t prefix = 0;
+#pragma unroll 1
     for (int shift = 24; shift >= 0; shift -= 8) {
-        space.count[threadIdx.x] = 0;
+        if (threadIdx.x < kBins) space.count[threadIdx.x] = 0;
         block_barrier();
         for_each_token(logits, n_vocab, [&](float logit, int) {
             const uint32_t key = ascending_bits(logit);
@@ -145,11 +178,14 @@ __device__ inline uint32_t kth_key(ChooseSpace& space, const float* logits, int 
                 atomicAdd(&space.count[key >> shift & 255], 1);
         });
         block_barrier();
-        uint32_t above = 0;
-        for (int bin = 255; bin > int(threadIdx.x); --bin) above += space.count[bin];
-        if (above < k && above + space.count[threadIdx.x] >= k) {
-            space.found_bin = threadIdx.x;
-            space.found_before = above;
+        if (threadIdx.x < kBins) {
+            uint32_t above = 0;
+#pragma unroll 4
+            for (int bin = kBins - 1; bin > int(threadIdx.x); --bin) above += space.count[bin];
+            if (above < k && above + space.count[threadIdx.x] >= k) {
+                space.found_bin = threadIdx.x;
+                space.found_before = above;
+            }
         }
         block_barrier();
         prefix = prefix << 8 | space.found_bin;
@@ -163,10 +199,10 @@ __device__ inline KeptLimit top_p_limit(ChooseSpace& space, const float* logits,
                                         float max_logit, uint32_t floor, KeptLimit limit) {
     uint32_t prefix = 0, ties = 0;
     uint64_t before = 0, total = 0;
+#pragma unroll 1
     for (int shift = 24; shift >= 0; shift -= 8) {
-        space.count[threadIdx.x] = 0;
-        space.weight[threadIdx.x] = 0;
-        if (threadIdx.x == 0) space.found_bin = 256;
+        if (threadIdx.x < kBins) space.count[threadIdx.x] = 0, space.weight[threadIdx.x] = 0;
+        if (threadIdx.x == 0) space.found_bin = kBins;
         block_barrier();
         for_each_token(logits, n_vocab, [&](float logit, int) {
             const uint32_t key = ascending_bits(logit);
@@ -179,13 +215,16 @@ __device__ inline KeptLimit top_p_limit(ChooseSpace& space, const float* logits,
         });
         block_barrier();
         if (shift == 24)
-            for (int bin = 0; bin < 256; ++bin) total += space.weight[bin];
+#pragma unroll 4
+            for (int bin = 0; bin < kBins; ++bin) total += space.weight[bin];
         uint64_t above = before;
-        for (int bin = 255; bin > int(threadIdx.x); --bin) above += space.weight[bin];
-        const bool reached = space.count[threadIdx.x] > 0 && below_top_p(above, total, sampling.top_p);
+#pragma unroll 4
+        for (int bin = kBins - 1; bin > int(threadIdx.x); --bin) above += space.weight[bin];
+        const bool reached =
+            threadIdx.x < kBins && space.count[threadIdx.x] > 0 && below_top_p(above, total, sampling.top_p);
         if (reached) atomicMin(&space.found_bin, int(threadIdx.x));
         block_barrier();
-        if (space.found_bin == 256) return limit;  // top_p is 0
+        if (space.found_bin == kBins) return limit;  // top_p is 0
         if (int(threadIdx.x) == space.found_bin) space.found_before = above;
         block_barrier();
         prefix = prefix << 8 | space.found_bin;
@@ -197,6 +236,7 @@ __device__ inline KeptLimit top_p_limit(ChooseSpace& space, const float* logits,
     const float logit = key_value(prefix);
     const uint64_t weight = fixed_weight(logit, max_logit, sampling.temperature);
     uint32_t kept = 1, end = ties + 1;  // kept < end: kept are in, end are not
+#pragma unroll 1
     while (end - kept > 1) {
         const uint32_t middle = kept + (end - kept) / 2;
         if (below_top_p(before + (middle - 1) * weight, total, sampling.top_p))
@@ -207,6 +247,7 @@ __device__ inline KeptLimit top_p_limit(ChooseSpace& space, const float* logits,
     limit = {logit, INT_MAX};
     if (kept == ties) return limit;
     int low = -1, high = n_vocab - 1;  // up to low there are fewer than kept, up to high at least kept
+#pragma unroll 1
     while (high - low > 1) {
         const int middle = low + (high - low) / 2;
         uint64_t n = 0;
@@ -220,7 +261,32 @@ __device__ inline KeptLimit top_p_limit(ChooseSpace& space, const float* logits,
     return limit;
 }
 
+// A key that at least k logits reach. best: that of the calling thread's best logit. 1 <= k <= kBins.
+__device__ inline uint32_t bound_of_best(ChooseSpace& space, uint32_t best, int k) {
+    best = max(best, __shfl_xor_sync(~0u, best, 1));
+    const int pair = threadIdx.x / 2;
+    block_barrier();
+    if (threadIdx.x % 2 == 0) space.count[pair] = best;
+    block_barrier();
+    int better = 0;  // of half of the pairs, each thread of this one's a half
+    const int first = threadIdx.x % 2 * (kBins / 2);
+#pragma unroll 4
+    for (int i = first; i < first + kBins / 2; i += 4) {
+        const uint4 other = *reinterpret_cast<const uint4*>(&space.count[i]);
+        better += other.x > best || (other.x == best && i < pair);
+        better += other.y > best || (other.y == best && i + 1 < pair);
+        better += other.z > best || (other.z == best && i + 2 < pair);
+        better += other.w > best || (other.w == best && i + 3 < pair);
+    }
+    better += __shfl_xor_sync(~0u, better, 1);
+    if (better == k - 1) space.found_key = best;  // both threads say the same
+    block_barrier();
+    return space.found_key;
+}
+
 __device__ inline Kept find_kept(ChooseSpace& space, const float* logits, int n_vocab, const Sampling& sampling) {
+    Kept kept = {{-INFINITY, INT_MAX}, -INFINITY, false};
+    if (sampling.temperature == 0) return kept;  // nobody asks for the greatest logit
     uint32_t best = 0;
     uint64_t n = 0;
     for_each_token(logits, n_vocab, [&](float logit, int) {
@@ -229,22 +295,14 @@ __device__ inline Kept find_kept(ChooseSpace& space, const float* logits, int n_
             ++n;
         }
     });
-    Kept kept = {{-INFINITY, INT_MAX}, -INFINITY, false};
     const uint32_t max_key = uint32_t(team_max(space, best));
     if (max_key > kWorstKey) kept.max_logit = key_value(max_key);
-    if (sampling.temperature == 0 || max_key == 0) return kept;
+    if (max_key == 0) return kept;
     n = team_sum(space, n);
     const bool top_k = sampling.top_k > 0 && uint64_t(sampling.top_k) < n;
-    if (top_k && sampling.top_k <= kMultiplyThreads) {
-        block_barrier();
-        space.count[threadIdx.x] = best;
-        block_barrier();
-        int better = 0;
-        for (int i = 0; i < kMultiplyThreads; ++i)
-            better += space.count[i] > best || (space.count[i] == best && i < int(threadIdx.x));
-        if (better == sampling.top_k - 1) space.found_key = best;
-        block_barrier();
-        if (list_candidates(space, logits, n_vocab, space.found_key)) {
+    if (top_k && sampling.top_k <= kBins) {
+        const uint32_t bound = bound_of_best(space, best, sampling.top_k);
+        if (list_candidates(space, logits, n_vocab, bound)) {
             kept.listed = true;
             kept.limit = limit_from_list(space, sampling, kept.max_logit);
             return kept;
@@ -273,50 +331,73 @@ __device__ inline int32_t team_choose(ChooseSpace& space, const float* logits, i
     return best ? score_id(best) : 0;
 }
 
-// The best continuations. scores: (n_vocab) global scratch of this node. children: (n_children <= kMaxChildren).
-__device__ inline void team_propose(ChooseSpace& space, const float* logits, int n_vocab, const Sampling& sampling,
-                                    int position, float tau, float* scores, int n_children, Child* children) {
-    const Kept kept = find_kept(space, logits, n_vocab, sampling);
-    uint64_t list[kMaxChildren] = {};  // this thread's best, descending
-    const auto offer = [&](float score, int id) {
-        uint64_t key = score == score ? score_key(score, id) : 0;
-        if (key <= list[kMaxChildren - 1]) return;
-#pragma unroll
-        for (int i = 0; i < kMaxChildren; ++i) {
-            const uint64_t greater = max(key, list[i]);
-            key = min(key, list[i]);
-            list[i] = greater;
-        }
-    };
-    for_each_kept(space, kept, logits, n_vocab, [&](float logit, int id) {
-        const float score = perturbed(sampling, logit, kept.max_logit, position, id);
-        scores[id] = score;  // its own thread reads it again
-        offer(score, id);
-    });
-    uint64_t chosen[kMaxChildren];
-#pragma unroll
-    for (int c = 0; c < kMaxChildren; ++c) {
-        chosen[c] = 0;
-        if (c >= n_children) continue;
-        chosen[c] = team_max(space, list[0]);
-        if (list[0] == chosen[c]) {
+// The n_children best of the scores that threads list, by rank: space.best. list: this thread's, descending; 0: none.
+__device__ inline void best_of_lists(ChooseSpace& space, uint64_t (&list)[kMaxChildren], int n_children) {
+    for (int c = 0; c < n_children; ++c) {
+        const uint64_t best = team_max(space, list[0]);
+        if (threadIdx.x == 0) space.best[c] = best;
+        if (list[0] == best) {
 #pragma unroll
             for (int i = 0; i + 1 < kMaxChildren; ++i) list[i] = list[i + 1];
             list[kMaxChildren - 1] = 0;
         }
     }
-    const float best = key_value(uint32_t(chosen[0] >> 32));
-    tau = sampling.temperature == 0 ? 1 : tau;
+    block_barrier();
+}
+
+// The best continuations. scores: (n_vocab) global scratch of this node. children: (n_children <= kMaxChildren).
+__device__ inline void team_propose(ChooseSpace& space, const float* logits, int n_vocab, const Sampling& sampling,
+                                    int position, float tau, float* scores, int n_children, Child* children) {
+    const bool greedy = sampling.temperature == 0;
+    const Kept kept = find_kept(space, logits, n_vocab, sampling);
+    if (threadIdx.x < kMaxChildren) space.best[threadIdx.x] = 0;
+    bool few = false;  // the best are found from a list
+    if (greedy) {
+        uint32_t best = 0;
+        for_each_token(logits, n_vocab, [&](float logit, int) {
+            if (logit == logit) best = max(best, ascending_bits(logit));
+        });
+        few = list_candidates(space, logits, n_vocab, max(bound_of_best(space, best, n_children), 1u));
+        const int n = int(space.n_candidates);
+        for (int i = threadIdx.x; few && i < n; i += kMultiplyThreads) {
+            const uint64_t key = score_key(space.candidate_logit[i], space.candidate_id[i]);
+            int better = 0;
+#pragma unroll 4
+            for (int j = 0; j < n; ++j) better += score_key(space.candidate_logit[j], space.candidate_id[j]) > key;
+            if (better < n_children) space.best[better] = key;
+        }
+        block_barrier();
+    }
+    if (!few) {
+        uint64_t list[kMaxChildren] = {};  // this thread's best, descending
+        for_each_kept(space, kept, logits, n_vocab, [&](float logit, int id) {
+            const float score = perturbed(sampling, logit, kept.max_logit, position, id);
+            if (!greedy) scores[id] = score;  // its own thread reads it again
+            uint64_t key = score == score ? score_key(score, id) : 0;
+            if (key <= list[kMaxChildren - 1]) return;
+#pragma unroll
+            for (int i = 0; i < kMaxChildren; ++i) {
+                const uint64_t greater = max(key, list[i]);
+                key = min(key, list[i]);
+                list[i] = greater;
+            }
+        });
+        best_of_lists(space, list, n_children);
+    }
+    const float best = key_value(uint32_t(space.best[0] >> 32));
+    tau = greedy ? 1 : tau;
     uint64_t sum = 0;
-    if (chosen[0])
-        for_each_kept(space, kept, logits, n_vocab, [&](float, int id) { sum += fixed_weight(scores[id], best, tau); });
+    if (space.best[0])
+        for_each_kept(space, kept, logits, n_vocab,
+                      [&](float logit, int id) { sum += fixed_weight(greedy ? logit : scores[id], best, tau); });
     sum = team_sum(space, sum);
     const float log_sum = log_positive(float(sum) * 0x1p-40f);
-    if (threadIdx.x == 0)
-        for (int c = 0; c < n_children; ++c)
-            children[c] =
-                chosen[c] ? Child{score_id(chosen[c]), (key_value(uint32_t(chosen[c] >> 32)) - best) / tau - log_sum}
-                          : Child{-1, -INFINITY};
+    if (int(threadIdx.x) < n_children) {
+        const uint64_t chosen = space.best[threadIdx.x];
+        children[threadIdx.x] =
+            chosen ? Child{score_id(chosen), (key_value(uint32_t(chosen >> 32)) - best) / tau - log_sum}
+                   : Child{-1, -INFINITY};
+    }
 }
 
 // log softmax(logits)[next], in double precision; the sum in a fixed order.

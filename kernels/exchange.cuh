@@ -66,7 +66,11 @@ __device__ inline void collect_input(const Block& b, const Rows& rows, int first
     settle();
     while (left > 0) {
         if (words) {
+#if __CUDA_ARCH__ < 1000
             constexpr int kBatch = 2;
+#else
+            constexpr int kBatch = 1;  // ptxas needs more registers there
+#endif
             uint32_t offset[kBatch], to[kBatch];
             uint4 pair[kBatch];
 #pragma unroll

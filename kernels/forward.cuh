@@ -48,23 +48,22 @@ __device__ inline void normalise(Block& b, const DevicePass& pass, Matrix which,
         branch.n_parts = layer == 0 ? 0 : kSplit;
     }
     norm_prefetch(b, norm_parameters(a.model, which, layer), E);
-    const bool worker = single(a) || int(blockIdx.x) < n;
+    const bool here = single(a);  // the result stays in the block
+    const bool worker = here || int(blockIdx.x) < n;
     if (worker) b.phase.wait(!words);
-    if (single(a)) {
-        uint32_t* to = reinterpret_cast<uint32_t*>(b.input(0));
-        add_and_normalise<words>(b, b.x(0), branch, [&](int at, uint32_t halves) { to[at] = halves; });
-        block_barrier();
-        return;
-    }
     if (!words && worker && threadIdx.x == 0) set_doing(Doing::arriving);
 #pragma unroll 1
-    for (int i = blockIdx.x; i < n; i += gridDim.x) {
+    for (int i = here ? 0 : blockIdx.x; i < n; i += gridDim.x) {
         branch.node = i;
-        add_and_normalise<words>(b, b.x(i / gridDim.x), branch, [&](int at, uint32_t halves) {
-            put<words>(a.scratch.input, i * (E / 2) + at, halves, number);
+        add_and_normalise<words>(b, b.x(here ? 0 : i / gridDim.x), branch, [&](int at, uint32_t halves) {
+            if (here)
+                reinterpret_cast<uint32_t*>(b.input(0))[at] = halves;
+            else
+                put<words>(a.scratch.input, i * (E / 2) + at, halves, number);
         });
     }
     if (worker) block_barrier();
+    if (here) return;
     b.phase.arrive(min(n, int(gridDim.x)), worker, !words);
     if (!needed) return;
     b.phase.wait(!words);
@@ -93,7 +92,9 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         const TaskMatrix matrix = task_matrix(a, at);
         const auto number = [&] { return pass.number + at; };  // of this matrix's result
         const bool has_work = matrix.units > 0;
-        const int part = matrix.first_task % kSplit;  // of mlp_proj's columns: all tasks of a block share it
+        const auto part = [&] {
+            return matrix.first_task % kSplit;
+        };  // of mlp_proj's columns: a block's tasks share it
         const int first = which == Matrix::head ? pass.n - pass.n_logits : 0;  // node
 
         switch (which) {
@@ -111,7 +112,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
             case Matrix::mlp_proj:
                 if (!has_work) break;
                 b.phase.wait(!kWords);
-                collect_input<kWords>(b, s.mlp, part * (E / 2), 2 * E, pass.n, E, number() - 1);
+                collect_input<kWords>(b, s.mlp, part() * (E / 2), 2 * E, pass.n, E, number() - 1);
         }
 
         const bool publish = which == Matrix::head || !kWords;
@@ -138,8 +139,8 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
                             } else if (which == Matrix::c_proj) {
                                 put_two<kWords>(proj_rows(a, layer), node * E + r, low, high, number());
                             } else {
-                                put_two<kWords>(mlp_proj_rows(a, layer, part), node * E + task / kSplit * 16 + row, low,
-                                                high, number());
+                                put_two<kWords>(mlp_proj_rows(a, layer, part()), node * E + task / kSplit * 16 + row,
+                                                low, high, number());
                             }
                         });
         if (which != Matrix::head) b.phase.arrive(min(a.matrix[int(which)].n_tasks, grid), has_work, publish);

@@ -55,7 +55,11 @@ __device__ inline void add_branch(const Block& b, float4& v, const float* bias, 
     const int E = b.a.model.n_embd, column = 4 * b.thread;
     float4 sum;
     if (words) {
+#if __CUDA_ARCH__ < 1000
         constexpr int kTogether = kParts < 2 ? 1 : 2;  // parts
+#else
+        constexpr int kTogether = 1;  // ptxas needs more registers there
+#endif
 #pragma unroll
         for (int first = 0; first < kParts; first += kTogether) {
             uint32_t offset[2 * kTogether];

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
         stream.drain();
         return;
     }
-    const bool first_thread = blockIdx.x == 0 && threadIdx.x == 0;
+    const auto first_thread = [] { return blockIdx.x == 0 && threadIdx.x == 0; };
     DevicePass& pass = shared_state.pass;
     if (threadIdx.x == 0) {
         pass = d.pass.pass;
@@ -97,13 +97,17 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
     }
     block_barrier();
     for (;;) {
-        uint64_t best = 0;  // (logit, token) of this thread
         forward<1>(b, pass, [&](int row, int, float low, float high) {
-            if (!greedy) *reinterpret_cast<float2*>(s.logits + row) = {low, high};
-            if (greedy && row < m.n_vocab && low > -INFINITY) best = max(best, score_key(low, row));
-            if (greedy && row + 1 < m.n_vocab && high > -INFINITY) best = max(best, score_key(high, row + 1));
+            if constexpr (greedy) {
+                uint64_t best = 0;
+                if (row < m.n_vocab && low > -INFINITY) best = score_key(low, row);
+                if (row + 1 < m.n_vocab && high > -INFINITY) best = max(best, score_key(high, row + 1));
+                if (best > *const_cast<volatile unsigned long long*>(&shared_state.best))
+                    atomicMax(&shared_state.best, static_cast<unsigned long long>(best));
+            } else {
+                *reinterpret_cast<float2*>(s.logits + row) = {low, high};
+            }
         });
-        if (greedy && best) atomicMax(&shared_state.best, static_cast<unsigned long long>(best));
         const int step = pass.base - d.pass.pass.base;
         int32_t token;
         if constexpr (greedy) {
@@ -111,7 +115,7 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
             if (threadIdx.x == 0)
                 atomicMax(reinterpret_cast<unsigned long long*>(s.best + step % 2), shared_state.best);
         }
-        if (first_thread) {
+        if (first_thread()) {
             s.best[(step + 1) % 2] = 0;
             if (atomicAdd(&shared_state.host_stops, 0)) *s.stop = 1;
         }
@@ -132,7 +136,7 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
             b.phase.wait(true);
             token = __ldcg(s.chosen);
         }
-        if (first_thread) {
+        if (first_thread()) {
             Patience patience{s.failure};
             while (atomicAdd(&shared_state.n_sent, 0) < step) patience.turn(Wait::host);
             atomicExch(&shared_state.mail, uint64_t(step + 1) << 32 | uint32_t(token));
@@ -164,7 +168,7 @@ struct ChooseArguments {
 // One block a node.
 __global__ void __launch_bounds__(kMultiplyThreads) choose_kernel(const ChooseArguments a, int32_t* chosen) {
     __shared__ ChooseSpace space;
-    const int32_t token = team_choose(space, a.row(), a.n_vocab, a.sampling, a.position());
+    const int32_t token = choose_one(space, a.row(), a.n_vocab, a.sampling, a.position());
     if (threadIdx.x == 0) chosen[blockIdx.x] = token;
 }
 __global__ void __launch_bounds__(kMultiplyThreads)

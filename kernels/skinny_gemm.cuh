@@ -21,7 +21,12 @@ constexpr int kFragment = 16 * 8;  // floats
 
 // Column tiles of a warp in passes of NT of them, and warps that read a piece.
 HD constexpr int warp_tiles(int NT) {
-    return NT < 2 ? NT : 2;
+#if __CUDA_ARCH__ >= 900
+    constexpr int kMost = 2;
+#else
+    constexpr int kMost = 1;  // ptxas needs more registers there
+#endif
+    return NT < kMost ? NT : kMost;
 }
 HD constexpr int weight_readers(int NT) {
     return NT / warp_tiles(NT);

@@ -56,18 +56,19 @@ struct Staged {
     }
 };
 
-// A head's keys and values in the cache.
+// A head's keys in the cache; its values lie `to_values` halves further.
 struct HeadRows {
-    const uint16_t *keys, *values;
+    const uint16_t* keys;
+    uint32_t to_values;
 };
 
 // Starts copying the lane's piece of row 4 i + lane / 8 from the cache's row `at`; -1: none, zeros.
 __device__ inline void stage_row(const Staged& staged, const HeadRows& rows, int i, int at) {
     uint8_t* to = staged.copied(i);
-    const uint32_t from = at * kHeadSize + staged.lane % 8 * 8;
     if (at >= 0) {
-        ptx::copy_16(ptx::shared_address(to), rows.keys + from);
-        ptx::copy_16(ptx::shared_address(to) + Staged::kValues, rows.values + from);
+        const uint16_t* from = rows.keys + at * kHeadSize + staged.lane % 8 * 8;
+        ptx::copy_16(ptx::shared_address(to), from);
+        ptx::copy_16(ptx::shared_address(to) + Staged::kValues, from + rows.to_values);
     } else {
         *reinterpret_cast<uint4*>(to) = *reinterpret_cast<uint4*>(to + Staged::kValues) = {0, 0, 0, 0};
     }
@@ -299,22 +300,19 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
     const int n_own = (pass.base + shared_state.max_depth) / kChunk - n_shared + 1;  // of a node, at most
     for (int task = blockIdx.x; task < n_tasks; task += gridDim.x) {
         const int head = task % m.n_head, i0 = task / m.n_head * group, n = min(group, pass.n - i0);
-        const HeadRows rows = {m.kv_row(layer, 0, head, 0), m.kv_row(layer, 1, head, 0)};
+        const HeadRows rows = {m.kv_row(layer, 0, head, 0), uint32_t(m.n_head * m.kv_rows * kHeadSize)};
         // First each node's own chunks, which take longer to find, then the cache's, for all nodes at once.
-        const int n_all = n * n_own + n_shared;
-        int at = warp < n_warps ? warp : n_all;
+        int at = warp < n_warps ? warp : INT_MAX / 2;
         struct {
-            bool own;
-            int node, index, n_keys;  // node: the first
-            uint32_t fresh;           // of an own chunk: 1 + node of the pass whose row comes later, or 0, by row
+            int index, node;  // an own one from n_shared on; node: the first
+            uint32_t fresh;   // of an own chunk: 1 + node of the pass whose row comes later, or 0, by row
         } chunk;
         const auto next = [&] {  // starts copying what the cache holds of the next chunk; false: there is none
             for (; at < n * n_own; at += n_warps) {
                 const int own = at / n, depth = shared_state.depth[i0 + at - own * n];
-                chunk.own = true, chunk.node = at - own * n, chunk.index = n_shared + own, chunk.fresh = 0;
+                chunk.index = n_shared + own, chunk.node = at - own * n, chunk.fresh = 0;
                 const int first = chunk.index * kChunk;
-                chunk.n_keys = min(kChunk, pass.base + depth - first + 1);
-                if (chunk.n_keys <= 0) continue;
+                if (first > pass.base + depth) continue;
 #pragma unroll
                 for (int i = 0; i < Staged::kCopies; ++i) {
                     const int position = first + 4 * i + lane / 8, d = position - pass.base;
@@ -333,8 +331,8 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
                 at += n_warps;
                 return true;
             }
-            if (at >= n_all) return false;
-            chunk.own = false, chunk.node = 0, chunk.index = at - n * n_own, chunk.n_keys = kChunk;
+            if (at >= n * n_own + n_shared) return false;
+            chunk.index = at - n * n_own, chunk.node = 0;
 #pragma unroll
             for (int i = 0; i < Staged::kCopies; ++i)
                 stage_row(staged, rows, i, chunk.index * kChunk + 4 * i + lane / 8);
@@ -345,14 +343,15 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
         for (int ahead = warp + n_warps - n * n_own; ahead < n_shared; ahead += n_warps) {
             if (ahead < 0) continue;
             ptx::prefetch_l2(rows.keys + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
-            ptx::prefetch_l2(rows.values + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
+            ptx::prefetch_l2(rows.keys + rows.to_values + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
         }
         bool more = next();
         if (task == int(blockIdx.x)) b.phase.wait(!words);
         collect_head<words>(b, s.qkv, head, i0, n, pass.n, from, q, fresh);
 #pragma unroll 1
         while (more) {
-            if (chunk.own)
+            const bool own = chunk.index >= n_shared;
+            if (own)
 #pragma unroll
                 for (int i = 0; i < Staged::kCopies; ++i) {
                     const int node = int(chunk.fresh >> 8 * i & 255) - 1;
@@ -362,17 +361,18 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
                     else
                         stage_row(staged, rows, i, pass.slot_rows + pass.first + node);
                 }
-            const int n_nodes = chunk.own ? 1 : n;
+            const int last = pass.base + shared_state.depth[i0 + chunk.node];  // its last key
+            const int n_nodes = own ? 1 : n;
             Query query;
             load_query(query, q + chunk.node * kQueryStride, n_nodes, lane);
             ptx::copies_wait();
             __syncwarp();
             // Of one class, one warp takes the chunks, in ascending order.
             const int result =
-                chunk.index < kClasses || !chunk.own ? chunk.index % kClasses : kClasses + chunk.index - n_shared;
+                chunk.index < kClasses || !own ? chunk.index % kClasses : kClasses + chunk.index - n_shared;
             float* node = results + chunk.node * kNodeFloats;
-            attend_chunk(node + result * kHeadSize, node + kStats + 2 * result, n_nodes,
-                         chunk.own || chunk.index < kClasses, query, staged, chunk.n_keys);
+            attend_chunk(node + result * kHeadSize, node + kStats + 2 * result, n_nodes, own || chunk.index < kClasses,
+                         query, staged, own ? last - chunk.index * kChunk + 1 : kChunk);
             __syncwarp();  // the chunk has been read
             more = next();
         }

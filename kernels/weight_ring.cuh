@@ -57,8 +57,15 @@ struct Ring {
 
     __device__ explicit Ring(const PassArguments& arguments)
         : a(arguments),
+#if __CUDA_ARCH__ == 900  // elsewhere ptxas needs the registers
           slots(ptx::kept(ptx::shared_address(shared_memory) + arguments.shared.ring)),
-          barriers(ptx::kept(ptx::shared_address(shared_state.full))) {}
+          barriers(ptx::kept(ptx::shared_address(shared_state.full)))
+#else
+          slots(ptx::shared_address(shared_memory) + arguments.shared.ring),
+          barriers(ptx::shared_address(shared_state.full))
+#endif
+    {
+    }
 
     struct Position {
         int slot = 0;
@@ -69,14 +76,24 @@ struct Ring {
         return at;
     }
     // Shared addresses of a slot and its mbarriers.
-    __device__ uint32_t slot(Position at) const { return slots + at.slot * kSlotBytes; }
-    __device__ uint32_t full(int slot) const { return barriers + slot * 8; }
-    __device__ uint32_t empty(int slot) const { return barriers + (kMaxRingSlots + slot) * 8; }
+    __device__ uint32_t slot(Position at) const {
+        return slots + at.slot * kSlotBytes;
+    }
+    __device__ uint32_t full(int slot) const {
+        return barriers + slot * 8;
+    }
+    __device__ uint32_t empty(int slot) const {
+        return barriers + (kMaxRingSlots + slot) * 8;
+    }
 
     // Until the piece has landed. The one before it in the slot must have been read.
-    __device__ void wait_full(Position at) const { wait(full(at.slot), at.parity); }
+    __device__ void wait_full(Position at) const {
+        wait(full(at.slot), at.parity);
+    }
     // Until the piece before it in the slot has been read. The one before that must have been.
-    __device__ void wait_empty(Position at) const { wait(empty(at.slot), at.parity ^ 1); }
+    __device__ void wait_empty(Position at) const {
+        wait(empty(at.slot), at.parity ^ 1);
+    }
     __device__ void wait(uint32_t barrier, uint32_t parity) const {
         if (ptx::mbarrier_complete(barrier, parity)) return;
         Patience patience{a.scratch.failure};

