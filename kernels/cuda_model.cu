@@ -60,7 +60,7 @@ static int column_tiles(int n) {
     return n <= 8 ? 1 : n <= 16 ? 2 : n <= 32 ? 4 : 8;
 }
 
-CudaModel::CudaModel(const ModelView& view, int device) : config_(view.config), device_(device) {
+CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config_(view.config), device_(device) {
     const Config& c = config_;
     if (const std::string why = cuda_unsupported(c); !why.empty()) throw Error(kExitNoGpu, why);
     cuda_check(cudaSetDevice(device), "selecting it");
@@ -68,6 +68,7 @@ CudaModel::CudaModel(const ModelView& view, int device) : config_(view.config), 
     cuda_check(cudaDeviceGetAttribute(&n_blocks_, cudaDevAttrMultiProcessorCount, device), "reading its properties");
     cuda_check(cudaDeviceGetAttribute(&max_shared_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
                "reading its properties");
+    max_shared_ = std::min(max_shared_, max_shared);
     cuda_check(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device), "reading its properties");
 
     // Every block must have work in every layer (kernels/exchange.cuh), and its tasks of mlp_proj share a part of the

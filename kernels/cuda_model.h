@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <climits>
 #include <functional>
 #include <memory>
 #include <span>
@@ -23,7 +24,9 @@ class CudaModel : public Model {
 public:
     // Copies the model to the device. Throws Error(kExitNoGpu) for a shape that cuda_unsupported() objects to and
     // Error(kExitOutOfMemory) with the bytes needed and free.
-    CudaModel(const ModelView& model, int device);
+    // max_shared: bytes of shared memory that a block may take though the GPU has more, so that a test can stand for a
+    // smaller GPU.
+    CudaModel(const ModelView& model, int device, int max_shared = INT_MAX);
     ~CudaModel() override;
 
     const Config& config() const override { return config_; }

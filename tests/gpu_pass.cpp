@@ -131,7 +131,8 @@ TEST_CASE("gpu: the demo's target and draft are close to the CPU twin") {
         // Not 1e-5: a difference far below an fp16 step flips some roundings, each flip is a whole step, and six layers
         // round 24 times. Rounding itself costs this target 3.6e-4 nats (docs/measurements.md).
         CHECK(d.mean_kl() < 1e-4);
-        // The target misses 99.9 % too: noise of that size turns about one in 200 choices whose margin is just above 0.01.
+        // The target misses 99.9 % too: noise of that size turns about one in 200 choices whose margin is just above
+        // 0.01.
         CHECK(d.top_differs <= d.rows / 100);
     }
 }
@@ -139,12 +140,13 @@ TEST_CASE("gpu: the demo's target and draft are close to the CPU twin") {
 TEST_CASE("gpu: logits do not depend on the pass: random trees against their paths decoded token by token") {
     if (!gpu_or_skip()) return;
     for (const int n_head : {1, 2, 5}) {
-        const RandomModel random = make_random_model(2, n_head, n_head * 64, 400, 150, 17, 0.1f);
+        const RandomModel random = make_random_model(2, n_head, n_head * 64, 700, 150, 17, 0.1f);
         CudaModel model(random.view, 0), plain(random.view, 0);
         std::mt19937 generator(n_head);
         int compared = 0, different = 0;
         for (int round = 0; round < 10; ++round) {
-            const int base = int(generator() % 100), n_slots = 1 + int(generator() % 150);
+            const int base = int(generator() % 100 + (round % 5 == 4 ? 400 : round % 5 == 2 ? 200 : 0));
+            const int n_slots = 1 + int(generator() % 150);
             model.pace.waiting = 1 + round % 3;
             std::vector<int32_t> prefix = random_text(base, 150, generator());
             int32_t parent[kMaxSlots], token[kMaxSlots], slots[kMaxSlots];
@@ -183,6 +185,25 @@ TEST_CASE("gpu: logits do not depend on the pass: random trees against their pat
         INFO(n_head, " heads: ", compared, " logit vectors compared");
         CHECK(compared > 10);
         CHECK(different == 0);
+    }
+}
+
+TEST_CASE("gpu: a GPU with less shared memory gives the same bits") {
+    if (!gpu_or_skip()) return;
+    for (const int n_head : {5, 20}) {
+        const RandomModel random = make_random_model(2, n_head, n_head * 64, 400, 150, 17, 0.05f);
+        CudaModel model(random.view, 0);
+        const std::vector<int32_t> text = random_text(400, 150, 3);
+        for (const int kib : {99, 163}) {  // of compute capability 8.6, 8.9 and 12.0; of 8.0
+            CudaModel small(random.view, 0, kib << 10);
+            INFO(n_head, " heads, ", kib, " KiB, passes of up to ", small.max_width(), " nodes");
+            CHECK(small.max_width() >= (n_head == 5 ? 32 : 8));
+            for (CudaModel* m : {&model, &small}) m->prefill(0, {text.data(), 320});
+            for (const int n : {1, 2, 8, 16, 32, 64}) {
+                for (CudaModel* m : {&model, &small}) m->forward({320, 0, n, &text[320], kChain, n});
+                for (int i = 0; i < n; ++i) CHECK(same_bits(model.logits(i), small.logits(i)));
+            }
+        }
     }
 }
 
