@@ -74,6 +74,7 @@ void propose(std::span<const float> logits, const Sampling& sampling, int positi
     for (int32_t id = 0; id < int(logits.size()); ++id) {
         if (!keeps(limit, logits[id], id)) continue;
         score[id] = perturbed(sampling, logits[id], max_logit, position, id);
+        if (score[id] != score[id]) continue;  // of an infinite logit
         int at = n;
         while (at > 0 && score[id] > children[at - 1].log_probability) --at;
         if (at == int(children.size())) continue;

@@ -37,7 +37,7 @@ HD inline bool keeps(KeptLimit limit, float logit, int32_t id) {
 
 // softmax weight relative to the best token, in units of 2^-40. temperature > 0.
 HD inline uint64_t fixed_weight(float logit, float max_logit, float temperature) {
-    return uint64_t(exp_negative((logit - max_logit) / temperature) * 0x1p40f);
+    return exp_fixed((logit - max_logit) / temperature);
 }
 
 // Whether a run whose tokens before this one weigh `before` of `total` goes on with it.

@@ -54,10 +54,9 @@ HD inline float log_positive(float x) {
     return fmaf(float(e), 0.693145752f, fmaf(float(e), 1.42860677e-6f, log_m));  // ln 2 in two parts
 }
 
-// exp(x) for x <= 0; 0 below -87.
-HD inline float exp_negative(float x) {
-    if (!(x >= -87.0f)) return 0;
-    const float k = rintf(x * 1.44269504f);
+// exp(x) for -87 <= x <= 0. k, the integer nearest to x / ln 2, comes of adding a number whose unit is 1.
+HD inline float exp_in_range(float x) {
+    const float shifted = fmaf(x, 1.44269504f, 0x1.8p23f), k = shifted - 0x1.8p23f;
     const float r = fmaf(k, -1.42860677e-6f, fmaf(k, -0.693145752f, x));  // |r| <= 0.347
     float sum = fmaf(r, 1.0f / 5040, 1.0f / 720);
     sum = fmaf(sum, r, 1.0f / 120);
@@ -66,7 +65,16 @@ HD inline float exp_negative(float x) {
     sum = fmaf(sum, r, 0.5f);
     sum = fmaf(sum, r, 1.0f);
     sum = fmaf(sum, r, 1.0f);
-    return sum * bits_to_float(uint32_t(int(k) + 127) << 23);
+    return bits_to_float(float_to_bits(sum) + (float_to_bits(shifted) << 23));  // sum 2^k
+}
+// exp(x) for x <= 0; 0 below -87.
+HD inline float exp_negative(float x) {
+    return x >= -87.0f ? exp_in_range(x) : 0;
+}
+// exp(x) for x <= 0 in units of 2^-40, rounded down; 0 for NaN. By shifts: the GPU converts slowly.
+HD inline uint64_t exp_fixed(float x) {
+    const uint32_t bits = float_to_bits(exp_in_range(fmaxf(x, -28.0f)));  // exp(-28) < 2^-40
+    return uint64_t((bits & 0x7fffffu) | 0x800000u) << 32 >> (142 - (bits >> 23));
 }
 
 // A standard Gumbel variate -log(-log u), u = (philox + 1/2) / 2^32. Near u = 1 the inner logarithm is taken of 1 - v,

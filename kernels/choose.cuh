@@ -1,34 +1,47 @@
-// What is read off the logits of one node, by one team of kMultiplyThreads threads, bit for bit as decode/choose.cpp
-// does it: choose(), propose() and the log-probability of a token. Floats are compared through integer keys of the same
-// order; weights are added as integers, so the order of threads does not matter.
+// What is read off the logits of one node, by one team of threads, bit for bit as decode/choose.cpp does it: choose(),
+// propose() and the log-probability of a token. Floats are compared through integer keys of the same order; weights are
+// added as integers, so neither the order nor the number of threads matters.
 //
-// The k best, the usual case (k <= 256): the k-th best of the maxima of pairs of threads bounds the k-th best logit
-// from below; the few logits that reach it are listed in shared memory and compared all with all. Any other limit is
-// found digit by digit, 8 bits of the key at a time, from histograms of counts or weights.
+// The few best, the usual case: the k-th best of the threads' own best values bounds the k-th best value from below;
+// the few values that reach the bound are listed in shared memory and ranked, each compared with all. So the k best
+// logits are found, for top-p alone the best kNucleus, which most often hold the run that reaches it, and the best
+// children. Any other limit is found digit by digit, 8 bits of the key at a time, from histograms of counts or weights.
 //
-// Bytes: a sweep over the logits of a node reads 4 n_vocab from L2; the usual cases take two.
+// Bytes: a sweep over the logits of a node reads 4 n_vocab from L2, 16 bytes a load and several loads of a thread under
+// way; the usual cases take two.
 #pragma once
 
 #include "decode/choose.h"
 #include "decode/team.h"
-#include "kernels/block.cuh"
+#include "decode/tree.h"
+#include "kernels/ptx.cuh"
 
+constexpr int kChooseThreads = 1024;  // of a team that has the block to itself
 constexpr int kMaxCandidates = 512;
-constexpr int kBins = 256;  // of a digit; pairs of threads, whose maxima bound the k best
-static_assert(kMultiplyThreads == 2 * kBins);
-constexpr uint32_t kWorstKey = 0x007fffffu;  // of -infinity; smaller ones are no number's
+constexpr int kNucleus = 128;
+constexpr int kBins = 256;  // of a digit
 
 struct ChooseSpace {  // shared memory
-    uint64_t reduce[kMultiplyWarps];
-    uint64_t weight[kBins];
-    alignas(16) uint32_t count[kBins];
-    uint64_t best[kMaxChildren];
-    uint32_t found_key, n_candidates;
-    int found_bin;
+    uint64_t reduce[2][32];
+    uint64_t bin_weight[kBins];
+    uint32_t bin_count[kBins];
+    uint64_t candidate[kMaxCandidates];  // score keys in any order; once they are ranked, weights by rank
+    uint64_t ranked[kMaxCandidates];     // descending
     uint64_t found_before;
-    float candidate_logit[kMaxCandidates];
-    int32_t candidate_id[kMaxCandidates];
-    uint64_t candidate_weight[kMaxCandidates];  // 0: outside the k best
+    int found_bin;
+    uint32_t n_candidates;
+    int n_kept;
+    Child child[kMaxChildren];
+};
+
+// The first n_threads threads of a block, a multiple of 32, kBins at least and 1024 at most.
+struct ChooseTeam {
+    ChooseSpace& space;
+    const int n_threads;
+    int turn = 0;  // reductions take the two rows of space.reduce in turn
+
+    __device__ void barrier() const { ptx::barrier(1, n_threads); }
+    __device__ int count(bool mine) const { return ptx::barrier_count(1, n_threads, mine); }
 };
 
 __device__ inline float key_value(uint32_t key) {
@@ -41,196 +54,271 @@ __device__ inline uint64_t score_key(float score, int32_t id) {
 __device__ inline int32_t score_id(uint64_t key) {
     return int32_t(~uint32_t(key));
 }
-
-template <class Combine>
-__device__ inline uint64_t team_reduce(ChooseSpace& space, uint64_t value, const Combine& combine) {
-    for (int offset = 16; offset > 0; offset /= 2) value = combine(value, __shfl_xor_sync(~0u, value, offset));
-    block_barrier();
-    if (threadIdx.x % 32 == 0) space.reduce[threadIdx.x / 32] = value;
-    block_barrier();
-    value = space.reduce[0];
-    for (int w = 1; w < kMultiplyWarps; ++w) value = combine(value, space.reduce[w]);
-    return value;
-}
-__device__ inline uint64_t team_max(ChooseSpace& space, uint64_t value) {
-    return team_reduce(space, value, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
-}
-__device__ inline uint64_t team_sum(ChooseSpace& space, uint64_t value) {
-    return team_reduce(space, value, [](uint64_t a, uint64_t b) { return a + b; });
+__device__ inline float score_value(uint64_t key) {
+    return key_value(uint32_t(key >> 32));
 }
 
-struct Kept {
-    KeptLimit limit;
-    float max_logit;
-    bool listed;  // all kept tokens are among the candidates
-};
+// of_warp(value): the warp's result, the same in all lanes; 0 changes nothing.
+template <class OfWarp>
+__device__ inline uint64_t team_reduce(ChooseTeam& team, uint64_t value, const OfWarp& of_warp) {
+    uint64_t* const result = team.space.reduce[team.turn];
+    team.turn ^= 1;  // the next reduction's barrier parts this one's readers from the writers of the one after
+    value = of_warp(value);
+    const int lane = threadIdx.x % 32;
+    if (lane == 0) result[threadIdx.x / 32] = value;
+    team.barrier();
+    return of_warp(lane < team.n_threads / 32 ? result[lane] : 0);
+}
+__device__ inline uint64_t team_max(ChooseTeam& team, uint64_t value) {
+    return team_reduce(team, value, [](uint64_t v) {
+        const uint32_t high = __reduce_max_sync(~0u, uint32_t(v >> 32));
+        return uint64_t(high) << 32 | __reduce_max_sync(~0u, uint32_t(v >> 32) == high ? uint32_t(v) : 0);
+    });
+}
+__device__ inline uint64_t team_sum(ChooseTeam& team, uint64_t value) {
+    return team_reduce(team, value, [](uint64_t v) {
+#pragma unroll
+        for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(~0u, v, offset);
+        return v;
+    });
+}
 
-// f(logit, id) for every token, by the thread that owns it. logits: 16-byte aligned.
-template <class F>
-__device__ inline void for_each_token(const float* logits, int n_vocab, const F& f) {
-#if __CUDA_ARCH__ == 900
-    constexpr int kUnderWay = 4;  // quads of neighbouring tokens
-#else
-    constexpr int kUnderWay = 1;  // ptxas needs more registers there
-#endif
-    const int n_quads = n_vocab / 4;
+// f(quad, first id) for every four neighbouring values, kUnderWay loads of a thread at once; beyond n_vocab they are
+// NaN. A thread is given the same quads in every sweep. values: 16-byte aligned, as is their end in memory.
+template <int kUnderWay, class F>
+__device__ inline void for_each_quad(const ChooseTeam& team, const float* values, int n_vocab, const F& f) {
+    const int n_quads = (n_vocab + 3) / 4;
 #pragma unroll 1
-    for (int first = threadIdx.x; first < n_quads; first += kUnderWay * kMultiplyThreads) {
+    for (int first = threadIdx.x; first < n_quads; first += kUnderWay * team.n_threads) {
         float4 quad[kUnderWay];
 #pragma unroll
         for (int k = 0; k < kUnderWay; ++k) {
-            const int at = first + k * kMultiplyThreads;
-            if (at < n_quads) quad[k] = __ldcg(reinterpret_cast<const float4*>(logits) + at);
+            const int at = min(first + k * team.n_threads, n_quads - 1);
+            quad[k] = reinterpret_cast<const float4*>(values)[at];
         }
 #pragma unroll
         for (int k = 0; k < kUnderWay; ++k) {
-            const int at = first + k * kMultiplyThreads;
-            if (at >= n_quads) continue;
-#pragma unroll 1  // f is long
-            for (int e = 0; e < 4; ++e) {
-                f(quad[k].x, 4 * at + e);
-                quad[k] = {quad[k].y, quad[k].z, quad[k].w, 0};
+            const int id = 4 * (first + k * team.n_threads);
+            if (id + 4 > n_vocab) {
+                if (id >= n_vocab) break;
+                if (id + 1 >= n_vocab) quad[k].y = NAN;
+                if (id + 2 >= n_vocab) quad[k].z = NAN;
+                quad[k].w = NAN;
             }
+            f(quad[k], id);
         }
     }
-    const int id = 4 * n_quads + int(threadIdx.x);
-    if (id < n_vocab) f(__ldcg(logits + id), id);
 }
+// f(value, id) for every token, where f is long: one copy of it.
 template <class F>
-__device__ inline void for_each_kept(const ChooseSpace& space, const Kept& kept, const float* logits, int n_vocab,
-                                     const F& f) {
-    if (kept.listed) {
-        for (int i = threadIdx.x; i < int(space.n_candidates); i += kMultiplyThreads)
-            if (keeps(kept.limit, space.candidate_logit[i], space.candidate_id[i]))
-                f(space.candidate_logit[i], space.candidate_id[i]);
-    } else {
-        for_each_token(logits, n_vocab, [&](float logit, int id) {
-            if (keeps(kept.limit, logit, id)) f(logit, id);
-        });
-    }
-}
-
-// Lists the tokens with keys >= threshold; false: they are too many.
-__device__ inline bool list_candidates(ChooseSpace& space, const float* logits, int n_vocab, uint32_t threshold) {
-    if (threadIdx.x == 0) space.n_candidates = 0;
-    block_barrier();
-    for_each_token(logits, n_vocab, [&](float logit, int id) {
-        if (logit == logit && ascending_bits(logit) >= threshold) {
-            const uint32_t at = atomicAdd(&space.n_candidates, 1);
-            if (at < kMaxCandidates) {
-                space.candidate_logit[at] = logit;
-                space.candidate_id[at] = id;
-            }
+__device__ inline void for_each_token(const ChooseTeam& team, const float* values, int n_vocab, const F& f) {
+    for_each_quad<1>(team, values, n_vocab, [&](float4 quad, int id) {
+#pragma unroll 1
+        for (const int end = min(id + 4, n_vocab); id < end; ++id) {
+            f(quad.x, id);
+            quad = {quad.y, quad.z, quad.w, 0};
         }
     });
-    block_barrier();
+}
+
+// Of the threads' own best values, -infinity where a thread has none.
+struct Peaks {
+    float mine, highest, lowest;  // lowest: of those above -infinity
+};
+__device__ inline Peaks find_peaks(ChooseTeam& team, float mine) {
+    const uint32_t key = ascending_bits(mine);
+    const uint64_t both = team_reduce(team, uint64_t(key) << 32 | (mine > -INFINITY ? ~key : 0), [](uint64_t v) {
+        return uint64_t(__reduce_max_sync(~0u, uint32_t(v >> 32))) << 32 | __reduce_max_sync(~0u, uint32_t(v));
+    });
+    return {mine, score_value(both), uint32_t(both) ? key_value(~uint32_t(both)) : INFINITY};
+}
+__device__ inline Peaks find_peaks(ChooseTeam& team, const float* values, int n_vocab) {
+    float mine = -INFINITY;
+    for_each_quad<4>(team, values, n_vocab, [&](float4 quad, int) {
+        mine = fmaxf(fmaxf(mine, fmaxf(quad.x, quad.y)), fmaxf(quad.z, quad.w));
+    });
+    return find_peaks(team, mine);
+}
+
+// Lists the k best values and perhaps more: those that reach a bound which k threads' best reach. false: there are too
+// many, or too few threads' best. also(quad) is called for every four values.
+template <int kUnderWay, class Also>
+__device__ inline bool list_candidates(ChooseTeam& team, const float* values, int n_vocab, const Peaks& peaks, int k,
+                                       const Also& also) {
+    ChooseSpace& space = team.space;
+    if (threadIdx.x == 0) space.n_candidates = 0;
+    if (team.count(peaks.mine >= peaks.lowest) < k) return false;
+    float bound = peaks.lowest, above = peaks.highest;  // k threads reach the bound
+#pragma unroll 1
+    for (int halving = 0; halving < 10; ++halving) {
+        const float middle = bound + (above - bound) / 2;
+        (team.count(peaks.mine >= middle) < k ? above : bound) = middle;
+    }
+    for_each_quad<kUnderWay>(team, values, n_vocab, [&](float4 quad, int id) {
+        also(quad);
+        if (!(quad.x >= bound) & !(quad.y >= bound) & !(quad.z >= bound) & !(quad.w >= bound)) return;
+#pragma unroll 1
+        for (int end = id + 4; id < end; ++id) {
+            if (quad.x >= bound) {
+                const uint32_t at = atomicAdd(&space.n_candidates, 1);
+                if (at < kMaxCandidates) space.candidate[at] = score_key(quad.x, id);
+            }
+            quad = {quad.y, quad.z, quad.w, 0};
+        }
+    });
+    team.barrier();
     return space.n_candidates <= kMaxCandidates;
 }
 
-// The limit from the list, which holds the k best and perhaps more.
-__device__ inline KeptLimit limit_from_list(ChooseSpace& space, const Sampling& sampling, float max_logit) {
-    const int n = int(space.n_candidates);
-    uint64_t weights = 0, worst = 0;
-    for (int i = threadIdx.x; i < n; i += kMultiplyThreads) {
-        const float logit = space.candidate_logit[i];
-        int better = 0;
-#pragma unroll 4
-        for (int j = 0; j < n; ++j) better += space.candidate_logit[j] > logit;
-        const bool kept = better < sampling.top_k;
-        const uint64_t weight = kept ? fixed_weight(logit, max_logit, sampling.temperature) : 0;
-        space.candidate_weight[i] = kept ? weight : ~uint64_t(0);
-        weights += weight;
-        if (kept) worst = max(worst, uint64_t(~ascending_bits(logit)) << 32);
+// f(key, rank), in one thread, for each of the n candidates but those that are 0.
+template <class F>
+__device__ inline void rank_candidates(const ChooseTeam& team, int n, const F& f) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int i = threadIdx.x / 32; i < n; i += team.n_threads / 32) {
+        const uint64_t key = team.space.candidate[i];
+        uint32_t greater = 0;
+#pragma unroll 2
+        for (int j = lane; j < n; j += 32) greater += team.space.candidate[j] > key;
+        greater = __reduce_add_sync(~0u, greater);
+        if (lane == 0 && key != 0) f(key, int(greater));
     }
-    worst = team_max(space, worst);
-    KeptLimit limit = {key_value(~uint32_t(worst >> 32)), INT_MAX};
-    if (sampling.top_p >= 1) return limit;
+    team.barrier();
+}
 
-    const uint64_t total = team_sum(space, weights);  // its barriers publish the weights
-    worst = 0;
-    for (int i = threadIdx.x; i < n; i += kMultiplyThreads) {
-        if (space.candidate_weight[i] == ~uint64_t(0)) continue;
-        const float logit = space.candidate_logit[i];
-        const int32_t id = space.candidate_id[i];
-        uint64_t before = 0;
-#pragma unroll 4
-        for (int j = 0; j < n; ++j)
-            if (space.candidate_logit[j] > logit || (space.candidate_logit[j] == logit && space.candidate_id[j] < id))
-                before += space.candidate_weight[j];
-        if (below_top_p(before, total, sampling.top_p))
-            worst = max(worst, uint64_t(~ascending_bits(logit)) << 32 | uint32_t(id) + 1);
+// The tokens that sampling keeps.
+struct Kept {
+    bool listed;  // they are the first n of space.ranked; else the limit tells them
+    int n;
+    KeptLimit limit;
+    float max_logit;
+};
+
+// The n_kept of the shortest best-first run of the ranked that reaches top_p of `total`; n: of those that may be in it.
+// Their weights by rank are in space.candidate.
+__device__ inline int run_of_ranked(ChooseTeam& team, int n, uint64_t total, float top_p) {
+    const int lane = threadIdx.x;
+    if (lane < 32) {
+        int n_kept = 0;
+        uint64_t before = 0;  // the weight of the lanes' first ones' predecessors
+#pragma unroll 1
+        for (int first = 0, going = 1; first < n && going; first += 32) {
+            const bool there = first + lane < n;
+            const uint64_t weight = there ? team.space.candidate[first + lane] : 0;
+            uint64_t sum = weight;
+#pragma unroll
+            for (int offset = 1; offset < 32; offset *= 2) {
+                const uint64_t other = __shfl_up_sync(~0u, sum, offset);
+                if (lane >= offset) sum += other;
+            }
+            const uint32_t in = __ballot_sync(~0u, there && below_top_p(before + sum - weight, total, top_p));
+            n_kept += __popc(in);
+            going = in == ~0u;
+            before += __shfl_sync(~0u, sum, 31);
+        }
+        if (lane == 0) team.space.n_kept = n_kept;
     }
-    worst = team_max(space, worst);
-    if (worst) limit = {key_value(~uint32_t(worst >> 32)), int32_t(uint32_t(worst) - 1)};
-    return limit;
+    team.barrier();
+    return team.space.n_kept;
+}
+
+// What is kept of the candidates, which hold the top_k best, or without top_k any number of the best. total: the weight
+// of all tokens; not needed with top_k. listed is false if the kept ones may not all be candidates.
+__device__ inline Kept keep_ranked(ChooseTeam& team, const Sampling& sampling, float max_logit, uint64_t total) {
+    ChooseSpace& space = team.space;
+    Kept kept = {true, int(space.n_candidates), {}, max_logit};
+    rank_candidates(team, kept.n, [&](uint64_t key, int rank) { space.ranked[rank] = key; });
+    if (sampling.top_k > 0) {  // ties with the k-th stay
+        const uint32_t kth = uint32_t(space.ranked[sampling.top_k - 1] >> 32);
+        for (int i = threadIdx.x; i < kept.n; i += team.n_threads)
+            if (uint32_t(space.ranked[i] >> 32) >= kth &&
+                (i + 1 == kept.n || uint32_t(space.ranked[i + 1] >> 32) < kth))
+                space.n_kept = i + 1;
+        team.barrier();
+        kept.n = space.n_kept;
+    }
+    if (sampling.top_p >= 1) return kept;
+
+    uint64_t weights = 0;
+    for (int i = threadIdx.x; i < kept.n; i += team.n_threads)
+        weights += space.candidate[i] = fixed_weight(score_value(space.ranked[i]), max_logit, sampling.temperature);
+    weights = team_sum(team, weights);  // its barrier publishes the weights
+    if (sampling.top_k > 0) total = weights;
+    const int n_run = run_of_ranked(team, kept.n, total, sampling.top_p);
+    if (sampling.top_k <= 0) kept.listed = n_run > 0 && n_run < kept.n;
+    if (n_run > 0) kept.n = n_run;  // none: top_p is 0
+    return kept;
 }
 
 // The key of the k-th best logit, digit by digit.
-__device__ inline uint32_t kth_key(ChooseSpace& space, const float* logits, int n_vocab, uint32_t k) {
+__device__ inline uint32_t kth_key(ChooseTeam& team, const float* logits, int n_vocab, uint32_t k) {
+    ChooseSpace& space = team.space;
     uint32_t prefix = 0;
 #pragma unroll 1
     for (int shift = 24; shift >= 0; shift -= 8) {
-        if (threadIdx.x < kBins) space.count[threadIdx.x] = 0;
-        block_barrier();
-        for_each_token(logits, n_vocab, [&](float logit, int) {
+        if (threadIdx.x < kBins) space.bin_count[threadIdx.x] = 0;
+        team.barrier();
+        for_each_token(team, logits, n_vocab, [&](float logit, int) {
             const uint32_t key = ascending_bits(logit);
             if (logit == logit && uint64_t(key) >> (shift + 8) == prefix)
-                atomicAdd(&space.count[key >> shift & 255], 1);
+                atomicAdd(&space.bin_count[key >> shift & 255], 1);
         });
-        block_barrier();
+        team.barrier();
         if (threadIdx.x < kBins) {
             uint32_t above = 0;
 #pragma unroll 4
-            for (int bin = kBins - 1; bin > int(threadIdx.x); --bin) above += space.count[bin];
-            if (above < k && above + space.count[threadIdx.x] >= k) {
+            for (int bin = kBins - 1; bin > int(threadIdx.x); --bin) above += space.bin_count[bin];
+            if (above < k && above + space.bin_count[threadIdx.x] >= k) {
                 space.found_bin = threadIdx.x;
                 space.found_before = above;
             }
         }
-        block_barrier();
+        team.barrier();
         prefix = prefix << 8 | space.found_bin;
         k -= uint32_t(space.found_before);
     }
+    team.barrier();  // all have read what was found
     return prefix;
 }
 
 // The last token of the shortest best-first run of the tokens with keys >= floor that reaches top_p.
-__device__ inline KeptLimit top_p_limit(ChooseSpace& space, const float* logits, int n_vocab, const Sampling& sampling,
+__device__ inline KeptLimit top_p_limit(ChooseTeam& team, const float* logits, int n_vocab, const Sampling& sampling,
                                         float max_logit, uint32_t floor, KeptLimit limit) {
+    ChooseSpace& space = team.space;
     uint32_t prefix = 0, ties = 0;
     uint64_t before = 0, total = 0;
 #pragma unroll 1
     for (int shift = 24; shift >= 0; shift -= 8) {
-        if (threadIdx.x < kBins) space.count[threadIdx.x] = 0, space.weight[threadIdx.x] = 0;
+        if (threadIdx.x < kBins) space.bin_count[threadIdx.x] = 0, space.bin_weight[threadIdx.x] = 0;
         if (threadIdx.x == 0) space.found_bin = kBins;
-        block_barrier();
-        for_each_token(logits, n_vocab, [&](float logit, int) {
+        team.barrier();
+        for_each_token(team, logits, n_vocab, [&](float logit, int) {
             const uint32_t key = ascending_bits(logit);
             if (logit == logit && key >= floor && uint64_t(key) >> (shift + 8) == prefix) {
                 const int bin = key >> shift & 255;
-                atomicAdd(&space.count[bin], 1);
+                atomicAdd(&space.bin_count[bin], 1);
                 const uint64_t weight = fixed_weight(logit, max_logit, sampling.temperature);
-                if (weight) atomicAdd(reinterpret_cast<unsigned long long*>(&space.weight[bin]), weight);
+                if (weight) atomicAdd(reinterpret_cast<unsigned long long*>(&space.bin_weight[bin]), weight);
             }
         });
-        block_barrier();
+        team.barrier();
         if (shift == 24)
 #pragma unroll 4
-            for (int bin = 0; bin < kBins; ++bin) total += space.weight[bin];
+            for (int bin = 0; bin < kBins; ++bin) total += space.bin_weight[bin];
         uint64_t above = before;
 #pragma unroll 4
-        for (int bin = kBins - 1; bin > int(threadIdx.x); --bin) above += space.weight[bin];
+        for (int bin = kBins - 1; bin > int(threadIdx.x); --bin) above += space.bin_weight[bin];
         const bool reached =
-            threadIdx.x < kBins && space.count[threadIdx.x] > 0 && below_top_p(above, total, sampling.top_p);
+            threadIdx.x < kBins && space.bin_count[threadIdx.x] > 0 && below_top_p(above, total, sampling.top_p);
         if (reached) atomicMin(&space.found_bin, int(threadIdx.x));
-        block_barrier();
+        team.barrier();
         if (space.found_bin == kBins) return limit;  // top_p is 0
         if (int(threadIdx.x) == space.found_bin) space.found_before = above;
-        block_barrier();
+        team.barrier();
         prefix = prefix << 8 | space.found_bin;
         before = space.found_before;
-        ties = space.count[space.found_bin];
-        block_barrier();
+        ties = space.bin_count[space.found_bin];
+        team.barrier();
     }
     // Of the tokens with this logit, those with the smallest ids.
     const float logit = key_value(prefix);
@@ -251,8 +339,8 @@ __device__ inline KeptLimit top_p_limit(ChooseSpace& space, const float* logits,
     while (high - low > 1) {
         const int middle = low + (high - low) / 2;
         uint64_t n = 0;
-        for_each_token(logits, middle + 1, [&](float l, int) { n += l == logit; });
-        if (team_sum(space, n) >= kept)
+        for_each_token(team, logits, middle + 1, [&](float l, int) { n += l == logit; });
+        if (team_sum(team, n) >= kept)
             high = middle;
         else
             low = middle;
@@ -261,157 +349,154 @@ __device__ inline KeptLimit top_p_limit(ChooseSpace& space, const float* logits,
     return limit;
 }
 
-// A key that at least k logits reach. best: that of the calling thread's best logit. 1 <= k <= kBins.
-__device__ inline uint32_t bound_of_best(ChooseSpace& space, uint32_t best, int k) {
-    best = max(best, __shfl_xor_sync(~0u, best, 1));
-    const int pair = threadIdx.x / 2;
-    block_barrier();
-    if (threadIdx.x % 2 == 0) space.count[pair] = best;
-    block_barrier();
-    int better = 0;  // of half of the pairs, each thread of this one's a half
-    const int first = threadIdx.x % 2 * (kBins / 2);
-#pragma unroll 4
-    for (int i = first; i < first + kBins / 2; i += 4) {
-        const uint4 other = *reinterpret_cast<const uint4*>(&space.count[i]);
-        better += other.x > best || (other.x == best && i < pair);
-        better += other.y > best || (other.y == best && i + 1 < pair);
-        better += other.z > best || (other.z == best && i + 2 < pair);
-        better += other.w > best || (other.w == best && i + 3 < pair);
+// For temperatures above 0.
+__device__ inline Kept find_kept(ChooseTeam& team, const float* logits, int n_vocab, const Sampling& sampling) {
+    const Peaks peaks = find_peaks(team, logits, n_vocab);
+    const float max_logit = peaks.highest;
+    const int most = min(team.n_threads, kMaxCandidates);
+    if (sampling.top_k > 0) {
+        if (sampling.top_k <= most && list_candidates<4>(team, logits, n_vocab, peaks, sampling.top_k, [](float4) {}))
+            return keep_ranked(team, sampling, max_logit, 0);
+    } else if (sampling.top_p < 1) {
+        uint64_t total = 0;
+        const auto add = [&](float logit) { total += fixed_weight(logit, max_logit, sampling.temperature); };
+        const bool few = list_candidates<1>(team, logits, n_vocab, peaks, kNucleus,
+                                            [&](float4 quad) { add(quad.x), add(quad.y), add(quad.z), add(quad.w); });
+        if (few) {
+            const Kept kept = keep_ranked(team, sampling, max_logit, team_sum(team, total));
+            if (kept.listed) return kept;
+        }
     }
-    better += __shfl_xor_sync(~0u, better, 1);
-    if (better == k - 1) space.found_key = best;  // both threads say the same
-    block_barrier();
-    return space.found_key;
-}
 
-__device__ inline Kept find_kept(ChooseSpace& space, const float* logits, int n_vocab, const Sampling& sampling) {
-    Kept kept = {{-INFINITY, INT_MAX}, -INFINITY, false};
-    if (sampling.temperature == 0) return kept;  // nobody asks for the greatest logit
-    uint32_t best = 0;
-    uint64_t n = 0;
-    for_each_token(logits, n_vocab, [&](float logit, int) {
-        if (logit == logit) {
-            best = max(best, ascending_bits(logit));
-            ++n;
-        }
-    });
-    const uint32_t max_key = uint32_t(team_max(space, best));
-    if (max_key > kWorstKey) kept.max_logit = key_value(max_key);
-    if (max_key == 0) return kept;
-    n = team_sum(space, n);
-    const bool top_k = sampling.top_k > 0 && uint64_t(sampling.top_k) < n;
-    if (top_k && sampling.top_k <= kBins) {
-        const uint32_t bound = bound_of_best(space, best, sampling.top_k);
-        if (list_candidates(space, logits, n_vocab, bound)) {
-            kept.listed = true;
-            kept.limit = limit_from_list(space, sampling, kept.max_logit);
-            return kept;
-        }
-    }
+    Kept kept = {false, 0, {-INFINITY, INT_MAX}, max_logit};
     uint32_t floor = 0;
-    if (top_k) {
-        floor = kth_key(space, logits, n_vocab, sampling.top_k);
+    uint64_t n = 0;
+    for_each_token(team, logits, n_vocab, [&](float logit, int) { n += logit == logit; });
+    n = team_sum(team, n);
+    if (sampling.top_k > 0 && uint64_t(sampling.top_k) < n) {
+        floor = kth_key(team, logits, n_vocab, sampling.top_k);
         kept.limit.logit = key_value(floor);
     }
-    if (sampling.top_p < 1)
-        kept.limit = top_p_limit(space, logits, n_vocab, sampling, kept.max_logit, floor, kept.limit);
+    if (sampling.top_p < 1 && n > 0)
+        kept.limit = top_p_limit(team, logits, n_vocab, sampling, max_logit, floor, kept.limit);
     return kept;
 }
 
 // The token at `position`. logits: (n_vocab).
-__device__ inline int32_t team_choose(ChooseSpace& space, const float* logits, int n_vocab, const Sampling& sampling,
+__device__ inline int32_t team_choose(ChooseTeam team, const float* logits, int n_vocab, const Sampling& sampling,
                                       int position) {
-    const Kept kept = find_kept(space, logits, n_vocab, sampling);
     uint64_t best = 0;
-    for_each_kept(space, kept, logits, n_vocab, [&](float logit, int id) {
-        const float score = perturbed(sampling, logit, kept.max_logit, position, id);
-        if (score > -INFINITY) best = max(best, score_key(score, id));
-    });
-    best = team_max(space, best);
+    if (sampling.temperature == 0) {
+        float mine = -INFINITY;
+        int32_t id_of_mine = 0;
+        const auto offer = [&](float logit, int32_t id) {
+            if (logit > mine) mine = logit, id_of_mine = id;
+        };
+        for_each_quad<4>(team, logits, n_vocab, [&](float4 quad, int32_t id) {
+            offer(quad.x, id), offer(quad.y, id + 1), offer(quad.z, id + 2), offer(quad.w, id + 3);
+        });
+        if (mine > -INFINITY) best = score_key(mine, id_of_mine);
+    } else {
+        const Kept kept = find_kept(team, logits, n_vocab, sampling);
+        const auto offer = [&](float logit, int32_t id) {
+            const float score = perturbed(sampling, logit, kept.max_logit, position, id);
+            if (score > -INFINITY) best = max(best, score_key(score, id));
+        };
+        if (kept.listed)
+            for (int i = threadIdx.x; i < kept.n; i += team.n_threads)
+                offer(score_value(team.space.ranked[i]), score_id(team.space.ranked[i]));
+        else
+            for_each_token(team, logits, n_vocab, [&](float logit, int32_t id) {
+                if (keeps(kept.limit, logit, id)) offer(logit, id);
+            });
+    }
+    best = team_max(team, best);
     return best ? score_id(best) : 0;
 }
 
-// The n_children best of the scores that threads list, by rank: space.best. list: this thread's, descending; 0: none.
-__device__ inline void best_of_lists(ChooseSpace& space, uint64_t (&list)[kMaxChildren], int n_children) {
-    for (int c = 0; c < n_children; ++c) {
-        const uint64_t best = team_max(space, list[0]);
-        if (threadIdx.x == 0) space.best[c] = best;
-        if (list[0] == best) {
-#pragma unroll
-            for (int i = 0; i + 1 < kMaxChildren; ++i) list[i] = list[i + 1];
-            list[kMaxChildren - 1] = 0;
-        }
-    }
-    block_barrier();
-}
-
 // The best continuations. scores: (n_vocab) global scratch of this node. children: (n_children <= kMaxChildren).
-__device__ inline void team_propose(ChooseSpace& space, const float* logits, int n_vocab, const Sampling& sampling,
+__device__ inline void team_propose(ChooseTeam team, const float* logits, int n_vocab, const Sampling& sampling,
                                     int position, float tau, float* scores, int n_children, Child* children) {
+    ChooseSpace& space = team.space;
+    if (threadIdx.x < kMaxChildren) space.child[threadIdx.x] = {-1, -INFINITY};
     const bool greedy = sampling.temperature == 0;
-    const Kept kept = find_kept(space, logits, n_vocab, sampling);
-    if (threadIdx.x < kMaxChildren) space.best[threadIdx.x] = 0;
-    bool few = false;  // the best are found from a list
-    if (greedy) {
-        uint32_t best = 0;
-        for_each_token(logits, n_vocab, [&](float logit, int) {
-            if (logit == logit) best = max(best, ascending_bits(logit));
-        });
-        few = list_candidates(space, logits, n_vocab, max(bound_of_best(space, best, n_children), 1u));
-        const int n = int(space.n_candidates);
-        for (int i = threadIdx.x; few && i < n; i += kMultiplyThreads) {
-            const uint64_t key = score_key(space.candidate_logit[i], space.candidate_id[i]);
-            int better = 0;
-#pragma unroll 4
-            for (int j = 0; j < n; ++j) better += score_key(space.candidate_logit[j], space.candidate_id[j]) > key;
-            if (better < n_children) space.best[better] = key;
+    if (greedy) tau = 1;
+    Kept kept = {};
+    if (!greedy) kept = find_kept(team, logits, n_vocab, sampling);
+    int n;             // candidates for children
+    float best;        // of all scores
+    uint64_t sum = 0;  // of weights relative to it
+    if (kept.listed) {
+        n = kept.n;
+        uint64_t mine = 0;
+        for (int i = threadIdx.x; i < n; i += team.n_threads) {
+            const int32_t id = score_id(space.ranked[i]);
+            const float score = perturbed(sampling, score_value(space.ranked[i]), kept.max_logit, position, id);
+            space.candidate[i] = score == score ? score_key(score, id) : 0;
+            mine = max(mine, space.candidate[i]);
         }
-        block_barrier();
-    }
-    if (!few) {
-        uint64_t list[kMaxChildren] = {};  // this thread's best, descending
-        for_each_kept(space, kept, logits, n_vocab, [&](float logit, int id) {
-            const float score = perturbed(sampling, logit, kept.max_logit, position, id);
-            if (!greedy) scores[id] = score;  // its own thread reads it again
-            uint64_t key = score == score ? score_key(score, id) : 0;
-            if (key <= list[kMaxChildren - 1]) return;
-#pragma unroll
-            for (int i = 0; i < kMaxChildren; ++i) {
-                const uint64_t greater = max(key, list[i]);
-                key = min(key, list[i]);
-                list[i] = greater;
+        best = score_value(team_max(team, mine));  // its barrier publishes the candidates
+        for (int i = threadIdx.x; i < n; i += team.n_threads)
+            if (space.candidate[i]) sum += fixed_weight(score_value(space.candidate[i]), best, tau);
+    } else {
+        const float* values = logits;
+        Peaks peaks;
+        bool few;
+        if (greedy) {
+            peaks = find_peaks(team, logits, n_vocab);
+            best = peaks.highest;
+            const auto add = [&](float logit) { sum += fixed_weight(logit, best, 1); };
+            few = list_candidates<2>(team, logits, n_vocab, peaks, n_children,
+                                     [&](float4 quad) { add(quad.x), add(quad.y), add(quad.z), add(quad.w); });
+        } else {
+            values = scores;
+            float mine = -INFINITY;
+            for_each_token(team, logits, n_vocab, [&](float logit, int id) {
+                const float score =
+                    keeps(kept.limit, logit, id) ? perturbed(sampling, logit, kept.max_logit, position, id) : NAN;
+                scores[id] = score;  // its own thread reads it again
+                mine = fmaxf(mine, score);
+            });
+            peaks = find_peaks(team, mine);
+            best = peaks.highest;
+            const auto add = [&](float score) { sum += fixed_weight(score, best, tau); };
+            few = list_candidates<1>(team, scores, n_vocab, peaks, n_children,
+                                     [&](float4 quad) { add(quad.x), add(quad.y), add(quad.z), add(quad.w); });
+        }
+        n = int(space.n_candidates);
+        if (!few) {  // so many equal ones, or so few at all: one after the other
+            sum = 0;
+            for_each_token(team, values, n_vocab, [&](float value, int) { sum += fixed_weight(value, best, tau); });
+            uint64_t last = ~uint64_t(0);
+            for (n = 0; n < n_children; ++n) {
+                uint64_t next = 0;
+                for_each_token(team, values, n_vocab, [&](float value, int id) {
+                    const uint64_t key = value == value ? score_key(value, id) : 0;
+                    if (key < last) next = max(next, key);
+                });
+                last = team_max(team, next);
+                if (threadIdx.x == 0) space.candidate[n] = last;
             }
-        });
-        best_of_lists(space, list, n_children);
+        }
     }
-    const float best = key_value(uint32_t(space.best[0] >> 32));
-    tau = greedy ? 1 : tau;
-    uint64_t sum = 0;
-    if (space.best[0])
-        for_each_kept(space, kept, logits, n_vocab,
-                      [&](float logit, int id) { sum += fixed_weight(greedy ? logit : scores[id], best, tau); });
-    sum = team_sum(space, sum);
+    sum = team_sum(team, sum);  // its barrier publishes the candidates
     const float log_sum = log_positive(float(sum) * 0x1p-40f);
-    if (int(threadIdx.x) < n_children) {
-        const uint64_t chosen = space.best[threadIdx.x];
-        children[threadIdx.x] =
-            chosen ? Child{score_id(chosen), (key_value(uint32_t(chosen >> 32)) - best) / tau - log_sum}
-                   : Child{-1, -INFINITY};
-    }
+    rank_candidates(team, n, [&](uint64_t key, int rank) {
+        if (rank < n_children) space.child[rank] = {score_id(key), (score_value(key) - best) / tau - log_sum};
+    });
+    if (int(threadIdx.x) < n_children) children[threadIdx.x] = space.child[threadIdx.x];
 }
 
 // log softmax(logits)[next], in double precision; the sum in a fixed order.
-__device__ inline float team_log_probability(ChooseSpace& space, const float* logits, int n_vocab, int32_t next) {
-    uint32_t key = kWorstKey;
-    for_each_token(logits, n_vocab, [&](float logit, int) {
-        if (logit == logit) key = max(key, ascending_bits(logit));
-    });
-    const double best = key_value(uint32_t(team_max(space, key)));
+__device__ inline float team_log_probability(ChooseTeam team, const float* logits, int n_vocab, int32_t next) {
+    const double best = find_peaks(team, logits, n_vocab).highest;
     double sum = 0;
-    for_each_token(logits, n_vocab, [&](float logit, int) { sum += exp(logit - best); });
-    const auto add = [](uint64_t a, uint64_t b) {
-        return uint64_t(__double_as_longlong(__longlong_as_double(a) + __longlong_as_double(b)));
-    };
-    sum = __longlong_as_double(team_reduce(space, uint64_t(__double_as_longlong(sum)), add));
-    return float(__ldcg(logits + next) - best - log(sum));
+    for_each_token(team, logits, n_vocab, [&](float logit, int) { sum += exp(logit - best); });
+    const uint64_t bits = team_reduce(team, uint64_t(__double_as_longlong(sum)), [](uint64_t v) {
+        double s = __longlong_as_double(v);
+#pragma unroll
+        for (int offset = 16; offset > 0; offset /= 2) s += __shfl_xor_sync(~0u, s, offset);
+        return uint64_t(__double_as_longlong(s));
+    });
+    return float(__ldcg(logits + next) - best - log(__longlong_as_double(bits)));
 }

@@ -409,15 +409,15 @@ void CudaModel::decode(int32_t last_token, int base, int max_tokens, int32_t end
 }
 
 void CudaModel::choose(const Sampling& sampling, std::span<int32_t> chosen) {
-    choose_kernel<<<last_.n_logits, kMultiplyThreads, 0, stream_>>>(choose_arguments(sampling), host_->chosen);
+    choose_kernel<<<last_.n_logits, kChooseThreads, 0, stream_>>>(choose_arguments(sampling), host_->chosen);
     cuda_check(cudaGetLastError(), "choosing tokens");
     synchronise();
     std::copy_n(host_->chosen, chosen.size(), chosen.begin());
 }
 
 void CudaModel::propose(const Sampling& sampling, float tau, int n_children, std::span<Child> children) {
-    propose_kernel<<<last_.n_logits, kMultiplyThreads, 0, stream_>>>(choose_arguments(sampling), tau, scores_,
-                                                                     n_children, host_->children);
+    propose_kernel<<<last_.n_logits, kChooseThreads, 0, stream_>>>(choose_arguments(sampling), tau, scores_, n_children,
+                                                                   host_->children);
     cuda_check(cudaGetLastError(), "choosing children");
     synchronise();
     std::copy_n(host_->children, children.size(), children.begin());
@@ -425,8 +425,8 @@ void CudaModel::propose(const Sampling& sampling, float tau, int n_children, std
 
 void CudaModel::log_probability(std::span<const int32_t> next, std::span<float> result) {
     std::copy(next.begin(), next.end(), host_->next);
-    log_probability_kernel<<<last_.n_logits, kMultiplyThreads, 0, stream_>>>(choose_arguments({}), host_->next,
-                                                                             host_->log_probability);
+    log_probability_kernel<<<last_.n_logits, kChooseThreads, 0, stream_>>>(choose_arguments({}), host_->next,
+                                                                           host_->log_probability);
     cuda_check(cudaGetLastError(), "reading probabilities");
     synchronise();
     std::copy_n(host_->log_probability, result.size(), result.begin());

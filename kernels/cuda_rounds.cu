@@ -101,11 +101,11 @@ cudaGraphExec_t CudaRounds::sequence(const TreeSettings& tree, int draft_passes)
     const int width = std::max(2, tree.draft_width);  // the root, and one accepted token that the draft has not seen
     for (int pass = 0; pass < draft_passes; ++pass) {
         draft_.enqueue(width, &rounds_->draft_pass, stream);
-        propose<<<width, kMultiplyThreads, 0, stream>>>(*arguments_);
+        propose<<<width, kChooseThreads, 0, stream>>>(*arguments_);
         plan<<<1, kRoundThreads, 0, stream>>>(*arguments_);
     }
     target_.enqueue(tree.nodes, &rounds_->target_pass, stream);
-    choose<<<tree.nodes, kMultiplyThreads, 0, stream>>>(*arguments_);
+    choose<<<tree.nodes, kChooseThreads, 0, stream>>>(*arguments_);
     accept<<<1, kRoundThreads, 0, stream>>>(*arguments_);
     const DeviceModel &t = target_.device_model(), &d = draft_.device_model();
     commit<<<t.n_layer * 2 * t.n_head + d.n_layer * 2 * d.n_head, kRoundThreads, 0, stream>>>(*arguments_);

@@ -63,10 +63,12 @@ __device__ inline void carry_mail(const DecodeArguments& d) {
     }
 }
 
+static_assert(sizeof(ChooseSpace) <= attention_bytes(1, 1), "sampling works in the place of attention");
+
 // A function of its own, lest it take registers from the pass.
 static __device__ __noinline__ int32_t choose_one(ChooseSpace& space, const float* logits, int n_vocab,
                                                   const Sampling& sampling, int position) {
-    return team_choose(space, logits, n_vocab, sampling, position);
+    return team_choose({space, kMultiplyThreads}, logits, n_vocab, sampling, position);
 }
 
 // Baseline decoding: the token of each step goes to the host and into the next step; nobody waits for the host.
@@ -127,7 +129,7 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
         } else {
             if (blockIdx.x == 0) {
                 b.phase.wait(true);
-                // The partial sums' place is free.
+                // What attention works on is free.
                 ChooseSpace& space = *reinterpret_cast<ChooseSpace*>(b.partial());
                 token = choose_one(space, s.logits, m.n_vocab, d.sampling, pass.base + 1);
                 if (threadIdx.x == 0) *s.chosen = token;
@@ -166,21 +168,21 @@ struct ChooseArguments {
 };
 
 // One block a node.
-__global__ void __launch_bounds__(kMultiplyThreads) choose_kernel(const ChooseArguments a, int32_t* chosen) {
+__global__ void __launch_bounds__(kChooseThreads, 1) choose_kernel(const ChooseArguments a, int32_t* chosen) {
     __shared__ ChooseSpace space;
-    const int32_t token = choose_one(space, a.row(), a.n_vocab, a.sampling, a.position());
+    const int32_t token = team_choose({space, kChooseThreads}, a.row(), a.n_vocab, a.sampling, a.position());
     if (threadIdx.x == 0) chosen[blockIdx.x] = token;
 }
-__global__ void __launch_bounds__(kMultiplyThreads)
+__global__ void __launch_bounds__(kChooseThreads, 1)
     propose_kernel(const ChooseArguments a, float tau, float* scores, int n_children, Child* children) {
     __shared__ ChooseSpace space;
-    team_propose(space, a.row(), a.n_vocab, a.sampling, a.position(), tau,
+    team_propose({space, kChooseThreads}, a.row(), a.n_vocab, a.sampling, a.position(), tau,
                  scores + uint64_t(blockIdx.x) * pad16(a.n_vocab), n_children, children + blockIdx.x * n_children);
 }
-__global__ void __launch_bounds__(kMultiplyThreads)
+__global__ void __launch_bounds__(kChooseThreads, 1)
     log_probability_kernel(const ChooseArguments a, const int32_t* next, float* result) {
     __shared__ ChooseSpace space;
-    const float value = team_log_probability(space, a.row(), a.n_vocab, next[blockIdx.x]);
+    const float value = team_log_probability({space, kChooseThreads}, a.row(), a.n_vocab, next[blockIdx.x]);
     if (threadIdx.x == 0) result[blockIdx.x] = value;
 }
 

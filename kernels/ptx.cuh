@@ -89,6 +89,16 @@ __device__ inline void barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// bar.red.popc: a barrier that counts the threads whose predicate holds.
+__device__ inline int barrier_count(int id, int threads, bool predicate) {
+    int count;
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %3, 0; bar.red.popc.u32 %0, %1, %2, p; }"
+                 : "=r"(count)
+                 : "r"(id), "r"(threads), "r"(uint32_t(predicate))
+                 : "memory");
+    return count;
+}
+
 // red.release.gpu / ld.acquire.gpu: publish what the block wrote before, see what others published;
 // red.relaxed orders nothing.
 __device__ inline void add_release(uint32_t* p, uint32_t value) {

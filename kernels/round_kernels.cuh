@@ -178,15 +178,15 @@ __global__ void __launch_bounds__(kRoundThreads) start_rounds(const __grid_const
     store_work(*a.rounds);
 }
 
-__global__ void __launch_bounds__(kMultiplyThreads) propose(const __grid_constant__ RoundArguments a) {
+__global__ void __launch_bounds__(kChooseThreads, 1) propose(const __grid_constant__ RoundArguments a) {
     __shared__ ChooseSpace space;
     DeviceRounds& rounds = *a.rounds;
     const DevicePass pass = rounds.draft_pass;
     const int n_vocab = a.draft.model.n_vocab, i = pass.n - pass.n_logits + blockIdx.x;  // the block's node
     if (i >= pass.n) return;
     const uint64_t row = uint64_t(blockIdx.x) * pad16(n_vocab);
-    team_propose(space, a.draft.logits + row, n_vocab, rounds.sampling, pass.base + a.draft.nodes->depth[i] + 1,
-                 rounds.work.generation.tree.tau, a.scores + row, kMaxChildren,
+    team_propose({space, kChooseThreads}, a.draft.logits + row, n_vocab, rounds.sampling,
+                 pass.base + a.draft.nodes->depth[i] + 1, rounds.work.generation.tree.tau, a.scores + row, kMaxChildren,
                  rounds.work.child + blockIdx.x * kMaxChildren);
 }
 
@@ -200,14 +200,14 @@ __global__ void __launch_bounds__(kRoundThreads) plan(const __grid_constant__ Ro
     store_work(*a.rounds);
 }
 
-__global__ void __launch_bounds__(kMultiplyThreads) choose(const __grid_constant__ RoundArguments a) {
+__global__ void __launch_bounds__(kChooseThreads, 1) choose(const __grid_constant__ RoundArguments a) {
     __shared__ ChooseSpace space;
     DeviceRounds& rounds = *a.rounds;
     const DevicePass pass = rounds.target_pass;
     const int n_vocab = a.target.model.n_vocab, i = blockIdx.x;
     if (i >= pass.n) return;
-    const int32_t token = team_choose(space, a.target.logits + uint64_t(i) * pad16(n_vocab), n_vocab, rounds.sampling,
-                                      pass.base + a.target.nodes->depth[i] + 1);
+    const int32_t token = team_choose({space, kChooseThreads}, a.target.logits + uint64_t(i) * pad16(n_vocab), n_vocab,
+                                      rounds.sampling, pass.base + a.target.nodes->depth[i] + 1);
     if (threadIdx.x == 0) rounds.chosen[i] = token;
 }
 

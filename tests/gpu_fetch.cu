@@ -3,3 +3,6 @@
 bool fetch_bytes(void* to, const void* from, size_t bytes) {
     return cudaDeviceSynchronize() == cudaSuccess && cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost) == cudaSuccess;
 }
+bool store_bytes(void* to, const void* from, size_t bytes) {
+    return cudaDeviceSynchronize() == cudaSuccess && cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice) == cudaSuccess;
+}
