@@ -18,8 +18,8 @@
 
 constexpr int kChooseThreads = 1024;  // of a team that has the block to itself
 constexpr int kMaxCandidates = 512;
-constexpr int kNucleus = 128;
-constexpr int kBins = 256;  // of a digit
+constexpr int kNucleus = 128;  // best logits among which top-p alone looks first
+constexpr int kBins = 256;     // of a digit
 
 struct ChooseSpace {  // shared memory
     uint64_t reduce[2][32];
@@ -84,7 +84,8 @@ __device__ inline uint64_t team_sum(ChooseTeam& team, uint64_t value) {
 }
 
 // f(quad, first id) for every four neighbouring values, kUnderWay loads of a thread at once; beyond n_vocab they are
-// NaN. A thread is given the same quads in every sweep. values: 16-byte aligned, as is their end in memory.
+// NaN. A thread is given the same quads in every sweep. values: 16-byte aligned, as is their end in memory, and what
+// other blocks wrote of them has been acquired: the loads may hit L1, where most GPUs keep them from sweep to sweep.
 template <int kUnderWay, class F>
 __device__ inline void for_each_quad(const ChooseTeam& team, const float* values, int n_vocab, const F& f) {
     const int n_quads = (n_vocab + 3) / 4;
@@ -292,15 +293,24 @@ __device__ inline KeptLimit top_p_limit(ChooseTeam& team, const float* logits, i
         if (threadIdx.x < kBins) space.bin_count[threadIdx.x] = 0, space.bin_weight[threadIdx.x] = 0;
         if (threadIdx.x == 0) space.found_bin = kBins;
         team.barrier();
+        int bin = 0;  // of the thread's last tokens: most share the first digit, and adding to one bin takes turns
+        uint32_t count = 0;
+        uint64_t weight = 0;
+        const auto add = [&] {
+            if (count) atomicAdd(&space.bin_count[bin], count);
+            if (weight) atomicAdd(reinterpret_cast<unsigned long long*>(&space.bin_weight[bin]), weight);
+            count = weight = 0;
+        };
         for_each_token(team, logits, n_vocab, [&](float logit, int) {
             const uint32_t key = ascending_bits(logit);
             if (logit == logit && key >= floor && uint64_t(key) >> (shift + 8) == prefix) {
-                const int bin = key >> shift & 255;
-                atomicAdd(&space.bin_count[bin], 1);
-                const uint64_t weight = fixed_weight(logit, max_logit, sampling.temperature);
-                if (weight) atomicAdd(reinterpret_cast<unsigned long long*>(&space.bin_weight[bin]), weight);
+                if (int(key >> shift & 255) != bin) add();
+                bin = key >> shift & 255;
+                ++count;
+                weight += fixed_weight(logit, max_logit, sampling.temperature);
             }
         });
+        add();
         team.barrier();
         if (shift == 24)
 #pragma unroll 4
