@@ -68,6 +68,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
     cuda_check(cudaDeviceGetAttribute(&n_blocks_, cudaDevAttrMultiProcessorCount, device), "reading its properties");
     cuda_check(cudaDeviceGetAttribute(&max_shared_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
                "reading its properties");
+    const int device_shared = max_shared_ - kSharedState;  // of the kernels, which all models share
     max_shared_ = std::min(max_shared_, max_shared);
     cuda_check(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device), "reading its properties");
 
@@ -184,11 +185,11 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
     for (int tiles : {1, 2, 4, 8})
         if (8 * tiles <= max_width_)
             cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(pass_kernel(tiles)),
-                                            cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared_ - kSharedState),
+                                            cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared),
                        "setting up a kernel");
     for (auto* kernel : {decode_pass<true>, decode_pass<false>})
         cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared_ - kSharedState),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared),
                    "setting up a kernel");
 }
 
