@@ -99,10 +99,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
     if (layout.layer.back().mlp_proj_bias != first.mlp_proj_bias + (c.n_layer - 1) * model_.layer_stride)
         throw Error(kExitFailed, "the layers of the model are not evenly spaced in its section");
 
-    cudaFuncAttributes attributes;
-    cuda_check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(pass_kernel(1))),
-               "reading its kernels");
-    for (int width = attributes.ptxVersion < 90 ? 32 : kMaxNodes; width >= 8 && max_width_ == 0; width /= 2)
+    for (int width = kMaxNodes; width >= 8 && max_width_ == 0; width /= 2)
         if (shared_layout(width / 8).n_slots >= 2) max_width_ = width;
     if (max_width_ == 0)
         throw Error(kExitNoGpu, "this model's rows of " + std::to_string(c.n_embd) +
