@@ -68,6 +68,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
     cuda_check(cudaDeviceGetAttribute(&n_blocks_, cudaDevAttrMultiProcessorCount, device), "reading its properties");
     cuda_check(cudaDeviceGetAttribute(&max_shared_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
                "reading its properties");
+    const int device_shared = max_shared_ - kSharedState;  // of the kernels, which all models share
     max_shared_ = std::min(max_shared_, max_shared);
     cuda_check(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device), "reading its properties");
 
@@ -98,10 +99,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
     if (layout.layer.back().mlp_proj_bias != first.mlp_proj_bias + (c.n_layer - 1) * model_.layer_stride)
         throw Error(kExitFailed, "the layers of the model are not evenly spaced in its section");
 
-    cudaFuncAttributes attributes;
-    cuda_check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(pass_kernel(1))),
-               "reading its kernels");
-    for (int width = attributes.ptxVersion < 90 ? 32 : kMaxNodes; width >= 8 && max_width_ == 0; width /= 2)
+    for (int width = kMaxNodes; width >= 8 && max_width_ == 0; width /= 2)
         if (shared_layout(width / 8).n_slots >= 2) max_width_ = width;
     if (max_width_ == 0)
         throw Error(kExitNoGpu, "this model's rows of " + std::to_string(c.n_embd) +
@@ -184,11 +182,11 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
     for (int tiles : {1, 2, 4, 8})
         if (8 * tiles <= max_width_)
             cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(pass_kernel(tiles)),
-                                            cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared_ - kSharedState),
+                                            cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared),
                        "setting up a kernel");
     for (auto* kernel : {decode_pass<true>, decode_pass<false>})
         cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared_ - kSharedState),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared),
                    "setting up a kernel");
 }
 

@@ -18,9 +18,6 @@ struct DecodeArguments {
 
 template <int NT>
 __global__ void __launch_bounds__(kBlockThreads, 1) forward_pass(const __grid_constant__ PassArguments a) {
-#if __CUDA_ARCH__ < 900
-    if (NT == 8) return;  // registers don't suffice; CudaModel knows
-#endif
     const DevicePass& whole = a.device_pass ? *a.device_pass : a.pass;
     if (whole.n < a.least || whole.n > a.most || whole.n <= a.at) return;
     if (threadIdx.x == 0) {

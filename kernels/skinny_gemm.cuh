@@ -4,9 +4,9 @@
 // A unit is 16 rows by n_embd columns, which come in pieces of up to 20 fragment blocks (weight_ring.cuh). A warp
 // multiplies a piece by 8 or 16 nodes on its own: the blocks i mod 4 = 0, 1, 2, 3 into a sum each, in ascending order,
 // then (sum 0 + sum 1) + (sum 2 + sum 3). When the warps meet, one thread adds the pieces of an element in ascending
-// order, then a task's units in theirs. This order is the same for every NT, grid and occupancy, and an element never
-// meets another column, so a node's result does not depend on the pass. Nobody reads the results of columns beyond the
-// pass: they repeat its last node or multiply whatever lies in shared memory.
+// order. This order is the same for every NT, grid and occupancy, and an element never meets another column, so a
+// node's result does not depend on the pass. Nobody reads the results of columns beyond the pass: they repeat its last
+// node or multiply whatever lies in shared memory.
 //
 // Why so: a warp that shares each sum with others waits for them in every unit; here the warps meet once a matrix (once
 // a unit where shared memory is short), and the pieces of all a block's units are multiplied side by side.
@@ -17,7 +17,7 @@
 
 #include "kernels/block.cuh"
 
-constexpr int kFragment = 16 * 8;  // floats
+constexpr int kFragment = 16 * 8;  // floats: 16 rows of a column tile, which is how the lanes hold them
 
 // Column tiles of a warp in passes of NT of them, and warps that read a piece.
 HD constexpr int warp_tiles(int NT) {
