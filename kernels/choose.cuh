@@ -191,6 +191,7 @@ __device__ inline uint32_t kth_key(ChooseSpace& space, const float* logits, int 
         prefix = prefix << 8 | space.found_bin;
         k -= uint32_t(space.found_before);
     }
+    block_barrier();  // all have read what was found
     return prefix;
 }
 
