@@ -230,9 +230,11 @@ SharedLayout CudaModel::shared_layout(int column_tiles) const {
         s.n_slots = std::min(kMaxRingSlots, (max_shared_ - kSharedState - int(s.ring)) / kSlotBytes);
         s.bytes = s.ring + std::max(s.n_slots, 0) * kSlotBytes;
         if (s.n_slots >= kEnoughSlots) break;
-        if (s.n_slots < kFewSlots && s.attention_warps > 1 && input_bytes > width * s.input_stride * 2)
+        const bool for_attention =
+            input_bytes > width * s.input_stride * 2;  // it decides the size, whatever the sums take
+        if (s.n_slots < kFewSlots && s.attention_warps > 1 && for_attention)
             s.attention_warps /= 2;
-        else if (s.held_units > 1 && partial_bytes > aligned_128(3 * E * 4))
+        else if (s.held_units > 1 && partial_bytes > aligned_128(3 * E * 4) && !for_attention)
             --s.held_units;
         else
             break;

@@ -78,7 +78,7 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
     const int warp = b.thread / 32, lane = b.thread % 32;
     // Thread (slot, e) adds up the elements e of the column tiles slot, slot + 4, ...
     const int slot = b.thread / kFragment, e = b.thread % kFragment;
-    const uint32_t row = e / 64 * 8 + e % 64 / 8, column = e % 8;
+    const uint32_t row = e / 8, column = e % 8;
     if (b.thread == 0 && matrix.units > 0) set_doing(Doing::multiplying);
 #pragma unroll 1
     for (int first = 0, held; first < matrix.units; first += held) {

@@ -7,8 +7,7 @@
 // A node's chunks merge in a fixed order: those of equal index mod 16 ascending, then the 16 results pairwise.
 //
 //   chunks below base     the same for all nodes: a block takes (head, up to 8 nodes), a warp every 16th chunk, keys
-//   and
-//                         values read once for all its nodes
+//                         and values read once for all its nodes
 //   chunks that reach     differ by node: a warp takes (head, node, chunk) and gathers the rows of its ancestors
 //   base or beyond
 //
@@ -379,8 +378,7 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
         block_barrier();
         if (!words && b.thread == 0) set_doing(Doing::arriving);
 
-        const int last_chunk = (pass.base + shared_state.max_depth) / kChunk;
-        if (last_chunk >= kClasses && n_own > 0) {
+        if (n_shared + n_own > kClasses) {
 #pragma unroll 1
             for (int i = warp; i < n; i += kMultiplyWarps)
                 merge_own(results + i * kNodeFloats, n_shared, (pass.base + shared_state.depth[i0 + i]) / kChunk + 1,
