@@ -24,7 +24,7 @@ struct TreeSettings {
     int draft_width = 16;     // nodes of a draft pass: 1 to kMaxNodes (a round's first may need 2)
     int draft_passes = 8;     // in a round at most: 1 to 16
     int ngram_nodes = 12;     // of a draft pass, spent on n-gram guesses in staged mode: 0 to draft_width - 1
-    float tau = 1.5f;         // calibration of perturbed scores: log-softmax(score / tau)
+    float tau = 0.9f;         // calibration of perturbed scores: log-softmax(score / tau)
     float draft_cost = 0.1f;  // time of a draft pass in target passes: drafting stops when it no longer pays
 };
 

@@ -61,10 +61,13 @@ std::optional<TreeSettings> load_tuning(const std::string& path) {
         if (value < f.least || value > f.most) refuse(std::string("holds no usable \"") + f.name + "\"");
         tree.*f.field = int(value);
     }
-    const double cost =
-        tuning.contains("draft_cost") && tuning["draft_cost"].is_number() ? tuning["draft_cost"].get<double>() : -1;
-    if (!(cost > 0 && cost < 100)) refuse("holds no usable \"draft_cost\"");
-    tree.draft_cost = float(cost);
+    const auto positive = [&](const char* name) {
+        const double value = tuning.contains(name) && tuning[name].is_number() ? tuning[name].get<double>() : -1;
+        if (!(value > 0 && value < 100)) refuse(std::string("holds no usable \"") + name + "\"");
+        return float(value);
+    };
+    tree.draft_cost = positive("draft_cost");
+    tree.tau = positive("tau");
     return tree;
 }
 
@@ -75,9 +78,12 @@ void save_tuning(const std::string& path, const Tuned& tuned) {
     if (fault) throw Error(kExitFailed, "cannot create " + folder.string() + ": " + fault.message());
     json tree;
     for (const TreeField& f : kFields) tree[f.name] = tuned.tree.*f.field;
-    const std::string text =
-        json({{"tree", tree}, {"draft_cost", tuned.tree.draft_cost}, {"tokens_per_s", tuned.tokens_per_s}}).dump(2) +
-        "\n";
+    const std::string text = json({{"tree", tree},
+                                   {"draft_cost", tuned.tree.draft_cost},
+                                   {"tau", tuned.tree.tau},
+                                   {"tokens_per_s", tuned.tokens_per_s}})
+                                 .dump(2) +
+                             "\n";
     OutputFile file(path);
     file.write({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
     file.commit();
@@ -88,7 +94,7 @@ Tuned tune(Decoder& decoder, BenchPlan plan, const std::function<void(const std:
     plan.modes = {Mode::baseline, mode};  // the text to compare with; later attempts run the mode alone
     plan.repeats = std::max(plan.repeats, 1);
     Tuned best = {plan.tree, 0, ""};
-    best.table = format("%5s %6s %7s %10s %10s\n", "nodes", "width", "n-gram", "draft cost", "tokens/s");
+    best.table = format("%5s %6s %7s %10s %5s %10s\n", "nodes", "width", "n-gram", "draft cost", "tau", "tokens/s");
     double best_cost = plan.tree.draft_cost;  // of a draft pass in target passes, as measured with the best tree
     std::vector<std::vector<Measured>> first;
     const auto attempt = [&](TreeSettings tree) {
@@ -120,8 +126,8 @@ Tuned tune(Decoder& decoder, BenchPlan plan, const std::function<void(const std:
             log_speed += std::log(std::max(tokens, 1e-9) / std::max(ms * 1e-3, 1e-9)) / double(results.size());
         }
         const double speed = std::exp(log_speed);
-        best.table += format("%5d %6d %7d %10.2f %10.1f\n", tree.nodes, tree.draft_width, tree.ngram_nodes,
-                             double(tree.draft_cost), speed);
+        best.table += format("%5d %6d %7d %10.2f %5.2f %10.1f\n", tree.nodes, tree.draft_width, tree.ngram_nodes,
+                             double(tree.draft_cost), double(tree.tau), speed);
         if (speed <= best.tokens_per_s) return;
         best.tree = tree, best.tokens_per_s = speed;
         if (draft_passes > 0 && rounds > 0 && target_ms > 0)
@@ -137,11 +143,17 @@ Tuned tune(Decoder& decoder, BenchPlan plan, const std::function<void(const std:
         tree.children = std::max(start.children, nodes > 8 ? 4 : 1);
         attempt(tree);
     }
-    const TreeSettings fastest = best.tree;
+    const TreeSettings best_size = best.tree;
     const double cost = best_cost;
     for (const double factor : {0.5, 1.0, 2.0}) {  // when to stop drafting, around the cost as measured
-        TreeSettings tree = fastest;
+        TreeSettings tree = best_size;
         tree.draft_cost = float(cost * factor);
+        attempt(tree);
+    }
+    const TreeSettings best_with_cost = best.tree;
+    for (const float tau : {0.75f, 1.0f, 2.0f, 3.0f}) {  // how far this draft's sampled scores can be trusted
+        TreeSettings tree = best_with_cost;
+        tree.tau = tau;
         attempt(tree);
     }
     return best;

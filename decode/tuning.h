@@ -3,7 +3,7 @@
 //
 // The file is JSON below $XDG_CACHE_HOME or ~/.cache, by the model file's checksum and the device's name:
 //
-//     {"tree": {"nodes": 16, ...}, "draft_cost": 0.09, "speed": [...]}
+//     {"tree": {"nodes": 16, ...}, "draft_cost": 0.09, "tau": 0.9, "tokens_per_s": 4199.0}
 #pragma once
 
 #include <optional>
@@ -23,7 +23,8 @@ struct Tuned {
     std::string table;    // what was tried, for people
 };
 
-// Tries trees of several sizes and costs of a draft pass with the best mode of the plan. plan.tree: where it starts.
+// Tries trees of several sizes, costs of a draft pass and calibrations with the best mode of the plan, one after the
+// other. plan.tree: where it starts.
 Tuned tune(Decoder& decoder, BenchPlan plan, const std::function<void(const std::string&)>& progress);
 
 // Writes the file, and its folders where they are missing. Throws Error(kExitFailed).

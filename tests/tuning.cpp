@@ -70,7 +70,9 @@ TEST_CASE("tuning files: what is not one is refused, no file is no settings") {
     CHECK(!load_tuning(path).has_value());
     for (const char* text : {"", "[]", "{", "{\"tree\": 3}",
                              "{\"tree\": {\"nodes\": 8, \"depth\": 4, \"children\": 2, \"draft_width\": 4, "
-                             "\"draft_passes\": 2, \"ngram_nodes\": 1}, \"draft_cost\": -1}"}) {
+                             "\"draft_passes\": 2, \"ngram_nodes\": 1}, \"draft_cost\": -1, \"tau\": 1}",
+                             "{\"tree\": {\"nodes\": 8, \"depth\": 4, \"children\": 2, \"draft_width\": 4, "
+                             "\"draft_passes\": 2, \"ngram_nodes\": 1}, \"draft_cost\": 1, \"tau\": 0}"}) {
         std::ofstream(path) << text;
         CHECK_THROWS_AS(load_tuning(path), Error);
     }
@@ -80,6 +82,7 @@ TEST_CASE("tuning files: what is not one is refused, no file is no settings") {
                                .draft_width = 7,
                                .draft_passes = 4,
                                .ngram_nodes = 2,
+                               .tau = 0.75f,
                                .draft_cost = 0.25f};
     save_tuning(path, {tree, 10, ""});
     const auto back = load_tuning(path);
@@ -88,4 +91,5 @@ TEST_CASE("tuning files: what is not one is refused, no file is no settings") {
     CHECK(back->draft_width == 7);
     CHECK(back->ngram_nodes == 2);
     CHECK(back->draft_cost == doctest::Approx(0.25));
+    CHECK(back->tau == doctest::Approx(0.75));
 }
