@@ -28,6 +28,12 @@ constexpr std::array kFields = {TreeField{"nodes", &TreeSettings::nodes, 1, kMax
                                 TreeField{"draft_width", &TreeSettings::draft_width, 1, kMaxNodes},
                                 TreeField{"draft_passes", &TreeSettings::draft_passes, 1, 16},
                                 TreeField{"ngram_nodes", &TreeSettings::ngram_nodes, 0, kMaxNodes - 1}};
+// And beside the tree: numbers between 0 and 100.
+struct Factor {
+    const char* name;
+    float TreeSettings::*field;
+};
+constexpr std::array kFactors = {Factor{"draft_cost", &TreeSettings::draft_cost}, Factor{"tau", &TreeSettings::tau}};
 
 std::string tuning_path(const Blob& blob, const std::string& device_name) {
     const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
@@ -61,13 +67,12 @@ std::optional<TreeSettings> load_tuning(const std::string& path) {
         if (value < f.least || value > f.most) refuse(std::string("holds no usable \"") + f.name + "\"");
         tree.*f.field = int(value);
     }
-    const auto positive = [&](const char* name) {
-        const double value = tuning.contains(name) && tuning[name].is_number() ? tuning[name].get<double>() : -1;
-        if (!(value > 0 && value < 100)) refuse(std::string("holds no usable \"") + name + "\"");
-        return float(value);
-    };
-    tree.draft_cost = positive("draft_cost");
-    tree.tau = positive("tau");
+    for (const Factor& f : kFactors) {
+        const bool there = tuning.contains(f.name) && tuning[f.name].is_number();
+        const double value = there ? tuning[f.name].get<double>() : -1;
+        if (!(value > 0 && value < 100)) refuse(std::string("holds no usable \"") + f.name + "\"");
+        tree.*f.field = float(value);
+    }
     return tree;
 }
 
@@ -76,14 +81,11 @@ void save_tuning(const std::string& path, const Tuned& tuned) {
     const std::filesystem::path folder = std::filesystem::path(path).parent_path();
     std::filesystem::create_directories(folder, fault);
     if (fault) throw Error(kExitFailed, "cannot create " + folder.string() + ": " + fault.message());
-    json tree;
-    for (const TreeField& f : kFields) tree[f.name] = tuned.tree.*f.field;
-    const std::string text = json({{"tree", tree},
-                                   {"draft_cost", tuned.tree.draft_cost},
-                                   {"tau", tuned.tree.tau},
-                                   {"tokens_per_s", tuned.tokens_per_s}})
-                                 .dump(2) +
-                             "\n";
+    json tuning;
+    for (const TreeField& f : kFields) tuning["tree"][f.name] = tuned.tree.*f.field;
+    for (const Factor& f : kFactors) tuning[f.name] = tuned.tree.*f.field;
+    tuning["tokens_per_s"] = tuned.tokens_per_s;
+    const std::string text = tuning.dump(2) + "\n";
     OutputFile file(path);
     file.write({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
     file.commit();
@@ -143,16 +145,14 @@ Tuned tune(Decoder& decoder, BenchPlan plan, const std::function<void(const std:
         tree.children = std::max(start.children, nodes > 8 ? 4 : 1);
         attempt(tree);
     }
-    const TreeSettings best_size = best.tree;
     const double cost = best_cost;
     for (const double factor : {0.5, 1.0, 2.0}) {  // when to stop drafting, around the cost as measured
-        TreeSettings tree = best_size;
+        TreeSettings tree = best.tree;
         tree.draft_cost = float(cost * factor);
         attempt(tree);
     }
-    const TreeSettings best_with_cost = best.tree;
     for (const float tau : {0.75f, 1.0f, 2.0f, 3.0f}) {  // how far this draft's sampled scores can be trusted
-        TreeSettings tree = best_with_cost;
+        TreeSettings tree = best.tree;
         tree.tau = tau;
         attempt(tree);
     }

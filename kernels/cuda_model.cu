@@ -217,12 +217,12 @@ SharedLayout CudaModel::shared_layout(int column_tiles) const {
            config_.n_head * ((width + s.attention_nodes - 1) / s.attention_nodes) > n_blocks_)
         ++s.attention_nodes;
     const auto aligned_128 = [](int n) { return (n + 127) / 128 * 128; };
-    const int unit_bytes = unit_pieces(E) * column_tiles * kFragment * 4;
+    const int unit_bytes = unit_pieces(E) * column_tiles * kFragment * 4, rows_bytes = width * s.input_stride * 2;
     // Shared memory that lets the ring run dry is worth less elsewhere.
     for (s.attention_warps = kMultiplyWarps, s.held_units = kMaxHeldUnits;;) {
         const int partial_bytes = aligned_128(std::max(s.held_units * unit_bytes, 3 * E * 4));
         const int input_bytes =
-            std::max(width * s.input_stride * 2, attention_bytes(s.attention_warps, s.attention_nodes) - partial_bytes);
+            std::max(rows_bytes, attention_bytes(s.attention_warps, s.attention_nodes) - partial_bytes);
         s.x = 0;
         s.partial = aligned_128(s.x_rows * E * 4);
         s.input = s.partial + partial_bytes;
@@ -230,8 +230,7 @@ SharedLayout CudaModel::shared_layout(int column_tiles) const {
         s.n_slots = std::min(kMaxRingSlots, (max_shared_ - kSharedState - int(s.ring)) / kSlotBytes);
         s.bytes = s.ring + std::max(s.n_slots, 0) * kSlotBytes;
         if (s.n_slots >= kEnoughSlots) break;
-        const bool for_attention =
-            input_bytes > width * s.input_stride * 2;  // it decides the size, whatever the sums take
+        const bool for_attention = input_bytes > rows_bytes;  // it decides the size, whatever the sums take
         if (s.n_slots < kFewSlots && s.attention_warps > 1 && for_attention)
             s.attention_warps /= 2;
         else if (s.held_units > 1 && partial_bytes > aligned_128(3 * E * 4) && !for_attention)
