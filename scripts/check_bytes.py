@@ -16,14 +16,11 @@ import subprocess
 import sys
 import tempfile
 
+from report import fail
+
 METRICS = {"read": "dram__bytes_read.sum", "written": "dram__bytes_write.sum"}
 UNITS = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "Tbyte": 1e12}
 PROMPT = "def read_table(path):\n    rows = []\n    with open(path) as file:\n"
-
-
-def fail(sentence):
-    print(f"check_bytes.py: {sentence}", file=sys.stderr)
-    sys.exit(1)
 
 
 def counted_bytes(path):

@@ -12,17 +12,14 @@ import json
 import subprocess
 import sys
 
+from report import fail
+
 SETTINGS = {
     "greedy": [],
     "T=1 k=50": ["--temperature", "1", "--top-k", "50"],
     "T=0.8 p=0.95": ["--temperature", "0.8", "--top-p", "0.95"],
 }
 MODES = ("baseline", "speculative", "staged")
-
-
-def fail(sentence):
-    print(f"check_identity.py: {sentence}", file=sys.stderr)
-    sys.exit(1)
 
 
 def read_prompts(path, limit):

@@ -1,4 +1,4 @@
-"""What the plot scripts share: options, reading a report of staged-gpt2, saving a picture."""
+"""What scripts share: the sentence that ends one; of the plots, options, reading a report, saving a picture."""
 import argparse
 import json
 import os
