@@ -81,23 +81,21 @@ static void matmul(int threads, const uint16_t* weight, int rows, int columns, c
         multiply_tile(weight + size_t(tile) * blocks * 256, blocks, in, n, out + tile * 16, pad16(rows));
 }
 
-static void add_bias(float* row, const float* bias, int n) {
-    for (int i = 0; i < n; ++i) row[i] += bias[i];
+static float as_half(float x) {
+    return half_to_float(float_to_half(x));
 }
-
 static void round_row(Rounding rounding, float* row, int n) {
     if (rounding == Rounding::none) return;
-    for (int i = 0; i < n; ++i) row[i] = half_to_float(float_to_half(row[i]));
+    for (int i = 0; i < n; ++i) row[i] = as_half(row[i]);
 }
 
-// out = (x - mean) / sqrt(variance + epsilon) * weight + bias, over n values.
-static void layer_norm(const float* x, const float* weight, const float* bias, float epsilon, int n, float* out) {
+Reference::Moments Reference::moments(const float* x) const {
+    const int n = config().n_embd;
     double sum = 0, squares = 0;
     for (int i = 0; i < n; ++i) sum += x[i];
     const double mean = sum / n;
     for (int i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
-    const float scale = float(1 / std::sqrt(squares / n + epsilon)), centre = float(mean);
-    for (int i = 0; i < n; ++i) out[i] = (x[i] - centre) * scale * weight[i] + bias[i];
+    return {float(mean), float(1 / std::sqrt(squares / n + config().layer_norm_epsilon))};
 }
 
 static float gelu(float x) {
@@ -141,12 +139,6 @@ void Reference::forward(const Pass& pass) {
             x_[i * stride_ + e] = half_to_float(model_.wte[tiled_index(token, e, blocks * 16)]) +
                                   half_to_float(model_.wpe[size_t(position) * E + e]);
     }
-    const auto norm = [&](int first, const float* weight, const float* bias) {  // h = LayerNorm(x), rows first..n
-        for (int i = first; i < n; ++i) {
-            layer_norm(&x_[i * stride_], weight, bias, c.layer_norm_epsilon, E, &h_[i * stride_]);
-            round_row(rounding_, &h_[i * stride_], E);
-        }
-    };
     const auto add_branch = [&](const float* bias) {  // x += branch + bias
         for (int i = 0; i < n; ++i)
             for (int e = 0; e < E; ++e) x_[i * stride_ + e] += branch_[i * stride_ + e] + bias[e];
@@ -154,11 +146,10 @@ void Reference::forward(const Pass& pass) {
     const size_t qkv_stride = pad16(3 * E), mlp_stride = pad16(4 * E);
     for (int l = 0; l < c.n_layer; ++l) {
         const ModelView::Layer& layer = model_.layer[l];
-        norm(0, layer.ln_1_weight, layer.ln_1_bias);
-        matmul(n_threads_, layer.c_attn_weight, 3 * E, E, h_.data(), n, qkv_.data());
+        multiply_normal(layer.c_attn_weight, 3 * E, layer.c_attn_bias, layer.ln_1_weight, layer.ln_1_bias, 0, n,
+                        qkv_.data());
         for (int i = 0; i < n; ++i) {
             float* qkv = &qkv_[i * qkv_stride];
-            add_bias(qkv, layer.c_attn_bias, 3 * E);
             round_row(rounding_, qkv + E, 2 * E);
             memcpy(cached(slot_key_.get(), l, pass.first + i, kMaxSlots), qkv + E, E * sizeof(float));
             memcpy(cached(slot_value_.get(), l, pass.first + i, kMaxSlots), qkv + 2 * E, E * sizeof(float));
@@ -166,11 +157,10 @@ void Reference::forward(const Pass& pass) {
         attention(l, pass);
         matmul(n_threads_, layer.c_proj_weight, E, E, h_.data(), n, branch_.data());
         add_branch(layer.c_proj_bias);
-        norm(0, layer.ln_2_weight, layer.ln_2_bias);
-        matmul(n_threads_, layer.c_fc_weight, 4 * E, E, h_.data(), n, mlp_.data());
+        multiply_normal(layer.c_fc_weight, 4 * E, layer.c_fc_bias, layer.ln_2_weight, layer.ln_2_bias, 0, n,
+                        mlp_.data());
         for (int i = 0; i < n; ++i) {
             float* mlp = &mlp_[i * mlp_stride];
-            add_bias(mlp, layer.c_fc_bias, 4 * E);
             for (int e = 0; e < 4 * E; ++e) mlp[e] = gelu(mlp[e]);
             round_row(rounding_, mlp, 4 * E);
         }
@@ -178,9 +168,43 @@ void Reference::forward(const Pass& pass) {
         add_branch(layer.mlp_proj_bias);
     }
     const int first = n - pass.n_logits;
-    norm(first, model_.ln_f_weight, model_.ln_f_bias);
-    matmul(n_threads_, model_.lm_head, c.n_vocab, E, &h_[first * stride_], pass.n_logits, logits_.data());
+    multiply_normal(model_.lm_head, c.n_vocab, nullptr, model_.ln_f_weight, model_.ln_f_bias, first, n, logits_.data());
     for (int i = first; i < n; ++i) position_[i - first] = pass.base + depth[pass.first + i];
+}
+
+// out = weight ((x - mean) scale norm_weight + norm_bias) + bias for the nodes first..n-1. With fp16 roundings x
+// norm_weight is what gets rounded, and mean and scale come after the product:
+//     out = scale (weight rounded(x norm_weight) - mean (weight norm_weight)) + (weight norm_bias + bias)
+// so that whoever has a part of x can hand it on before the whole row is known (kernels/residual.cuh).
+//   weight: tiles of (rows, n_embd)     bias: (rows) or null     out: (n - first, pad16(rows))
+void Reference::multiply_normal(const uint16_t* weight, int rows, const float* bias, const float* norm_weight,
+                                const float* norm_bias, int first, int n, float* out) {
+    const int E = config().n_embd;
+    const size_t stride = pad16(rows);
+    const bool halves = rounding_ == Rounding::half;
+    std::vector<Moments> row(n);
+    for (int i = first; i < n; ++i) {
+        const float* x = &x_[i * stride_];
+        float* h = &h_[(i - first) * stride_];
+        row[i] = moments(x);
+        for (int e = 0; e < E; ++e)
+            h[e] = halves ? as_half(x[e] * norm_weight[e])
+                          : (x[e] - row[i].mean) * row[i].scale * norm_weight[e] + norm_bias[e];
+    }
+    matmul(n_threads_, weight, rows, E, h_.data(), n - first, out);
+    std::vector<float> folded(halves ? 2 * stride : 0);
+    if (halves) {
+        std::vector<float> norm(2 * stride_);
+        std::copy_n(norm_weight, E, norm.data());
+        std::copy_n(norm_bias, E, norm.data() + stride_);
+        matmul(n_threads_, weight, rows, E, norm.data(), 2, folded.data());
+    }
+    for (int i = first; i < n; ++i)
+        for (int r = 0; r < rows; ++r) {
+            float& y = out[(i - first) * stride + r];
+            if (halves) y = row[i].scale * (y - row[i].mean * folded[r]) + folded[stride + r];
+            if (bias) y += bias[r];
+        }
 }
 
 // h = softmax(q k / sqrt(head size)) v by node and head. The keys of a node in order of position: the cache below base,

@@ -38,6 +38,12 @@ public:
     uint64_t bytes() const;  // of weights and caches
 
 private:
+    struct Moments {
+        float mean, scale;  // 1 / sqrt(variance + epsilon)
+    };
+    Moments moments(const float* x) const;  // x: (n_embd)
+    void multiply_normal(const uint16_t* weight, int rows, const float* bias, const float* norm_weight,
+                         const float* norm_bias, int first, int n, float* out);
     void attention(int layer, const Pass& pass);
     float* cached(float* kv, int layer, int row, int rows) const {
         return kv + (size_t(layer) * rows + row) * config().n_embd;
