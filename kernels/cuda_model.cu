@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "kernels/cuda_error.h"
+#include "kernels/fold.cuh"
 #include "kernels/pass_kernels.cuh"
 
 static constexpr int kStagings = 8;
@@ -115,20 +116,22 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
     const auto piece = [](auto*& pointer, uint64_t count) { return Piece{&pointer, count * sizeof(*pointer)}; };
     const Piece pieces[] = {piece(model_.weights, view.size),
                             {&model_.kv, kv_bytes},
-                            piece(scratch_.qkv.word, kWordNodes * 2 * E),
-                            piece(scratch_.proj.word, 2 * kWordNodes * E),
-                            piece(scratch_.mlp_proj.word, 2 * kSplit * kWordNodes * E),
-                            piece(scratch_.attention.word, kWordNodes * E / 2),
+                            piece(scratch_.x.word, kWordNodes * E),
+                            piece(scratch_.moments.word, kWordNodes * E / 8),
                             piece(scratch_.input.word, kWordNodes * E / 2),
+                            piece(scratch_.qkv.word, kWordNodes * 2 * E),
+                            piece(scratch_.attention.word, kWordNodes * E / 2),
                             piece(scratch_.mlp.word, kWordNodes * 2 * E),
-                            piece(scratch_.qkv.value, kMaxNodes * E),
-                            piece(scratch_.proj.value, 2 * kMaxNodes * E),
-                            piece(scratch_.mlp_proj.value, 2 * kSplit * kMaxNodes * E),
-                            piece(scratch_.attention.value, kMaxNodes * E / 2),
+                            piece(scratch_.parts, kMaxNodes * kSplit * E),
+                            piece(scratch_.x.value, kMaxNodes * E),
+                            piece(scratch_.moments.value, kMaxNodes * E / 8),
                             piece(scratch_.input.value, kMaxNodes * E / 2),
+                            piece(scratch_.qkv.value, kMaxNodes * E),
+                            piece(scratch_.attention.value, kMaxNodes * E / 2),
                             piece(scratch_.mlp.value, kMaxNodes * 2 * E),
                             piece(scratch_.logits, kMaxNodes * vocab),
                             piece(scores_, kMaxNodes * vocab),
+                            piece(vectors_, vector_units() * 2 * 16),
                             piece(scratch_.best, 2),
                             piece(scratch_.chosen, 1),
                             piece(scratch_.counter, 1),
@@ -174,9 +177,10 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
                    "copying the weights");
         cuda_check(cudaEventRecord(staged_[half], stream_), "copying the weights");
     }
-    exchange_bytes_ = reinterpret_cast<uint8_t*>(scratch_.qkv.value) - reinterpret_cast<uint8_t*>(scratch_.qkv.word);
+    exchange_bytes_ = reinterpret_cast<uint8_t*>(scratch_.x.value) - reinterpret_cast<uint8_t*>(scratch_.x.word);
     const uint64_t rest = aligned(view.size);
     cuda_check(cudaMemsetAsync(memory_ + rest, 0, bytes_ - rest, stream_), "clearing its memory");
+    fold();
     synchronise();
 
     for (int tiles : {1, 2, 4, 8})
@@ -188,6 +192,39 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
         cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                         cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared),
                    "setting up a kernel");
+}
+
+uint64_t CudaModel::vector_units() const {
+    return uint64_t(config_.n_layer) * 9 * config_.n_embd / 16 + pad16(config_.n_vocab) / 16;
+}
+
+// What the matrices' results are combined with, from the weights on the device.
+void CudaModel::fold() {
+    const int E = config_.n_embd, rows = E / 16;
+    float* to = vectors_;
+    const auto norm = [&](const uint16_t* tiles, int n_units, const float* ln_weight, const float* ln_bias,
+                          const float* bias) {
+        fold_norm<<<n_units, 32 * kFoldWarps, 0, stream_>>>(tiles, E, ln_weight, ln_bias, bias, to);
+        to += n_units * 32;
+    };
+    const auto branch = [&](const float* bias, const float* ln_weight) {
+        fold_branch<<<rows, 32, 0, stream_>>>(bias, ln_weight, to);
+        to += rows * 32;
+    };
+    const LayerLayout& of = model_.layer;
+    const float* ln_f_weight = model_.vector(0, model_.ln_f_weight);
+    for (int l = 0; l < config_.n_layer; ++l) {
+        const auto vector = [&](uint64_t offset) { return model_.vector(l, offset); };
+        norm(model_.halves(l, of.c_attn_weight), 3 * rows, vector(of.ln_1_weight), vector(of.ln_1_bias),
+             vector(of.c_attn_bias));
+        branch(vector(of.c_proj_bias), vector(of.ln_2_weight));
+        norm(model_.halves(l, of.c_fc_weight), 4 * rows, vector(of.ln_2_weight), vector(of.ln_2_bias),
+             vector(of.c_fc_bias));
+        branch(vector(of.mlp_proj_bias), l + 1 < config_.n_layer ? model_.vector(l + 1, of.ln_1_weight) : ln_f_weight);
+    }
+    norm(model_.halves(0, model_.lm_head), int(pad16(config_.n_vocab) / 16), ln_f_weight,
+         model_.vector(0, model_.ln_f_bias), nullptr);
+    cuda_check(cudaGetLastError(), "preparing the weights");
 }
 
 CudaModel::~CudaModel() {
@@ -211,7 +248,6 @@ SharedLayout CudaModel::shared_layout(int column_tiles) const {
     const int E = config_.n_embd, width = 8 * column_tiles;
     SharedLayout s = {};
     s.input_stride = E + 32;
-    s.x_rows = (width + n_blocks_ - 1) / n_blocks_;
     s.attention_nodes = 1;  // as many as let each block take one group, if they may be so many
     while (s.attention_nodes < kGroup &&
            config_.n_head * ((width + s.attention_nodes - 1) / s.attention_nodes) > n_blocks_)
@@ -220,12 +256,11 @@ SharedLayout CudaModel::shared_layout(int column_tiles) const {
     const int unit_bytes = unit_pieces(E) * column_tiles * kFragment * 4, rows_bytes = width * s.input_stride * 2;
     // Shared memory that lets the ring run dry is worth less elsewhere.
     for (s.attention_warps = kMultiplyWarps, s.held_units = kMaxHeldUnits;;) {
-        const int partial_bytes = aligned_128(std::max(s.held_units * unit_bytes, 3 * E * 4));
+        const int partial_bytes = aligned_128(s.held_units * unit_bytes);
         const int input_bytes =
             std::max(rows_bytes, attention_bytes(s.attention_warps, s.attention_nodes) - partial_bytes);
-        s.x = 0;
-        s.partial = aligned_128(s.x_rows * E * 4);
-        s.input = s.partial + partial_bytes;
+        s.partial = 0;
+        s.input = partial_bytes;
         s.ring = aligned_128(s.input + input_bytes);
         s.n_slots = std::min(kMaxRingSlots, (max_shared_ - kSharedState - int(s.ring)) / kSlotBytes);
         s.bytes = s.ring + std::max(s.n_slots, 0) * kSlotBytes;
@@ -233,7 +268,7 @@ SharedLayout CudaModel::shared_layout(int column_tiles) const {
         const bool for_attention = input_bytes > rows_bytes;  // it decides the size, whatever the sums take
         if (s.n_slots < kFewSlots && s.attention_warps > 1 && for_attention)
             s.attention_warps /= 2;
-        else if (s.held_units > 1 && partial_bytes > aligned_128(3 * E * 4) && !for_attention)
+        else if (s.held_units > 1 && !for_attention)
             --s.held_units;
         else
             break;
@@ -242,7 +277,7 @@ SharedLayout CudaModel::shared_layout(int column_tiles) const {
 }
 
 uint32_t CudaModel::numbers_of_launch() const {
-    return uint32_t(kLayerMatrices * config_.n_layer + 1);
+    return uint32_t(kLayerMatrices * config_.n_layer + 2);
 }
 uint32_t CudaModel::numbers_of_pass() const {
     return uint32_t((kMaxNodes + max_width_ - 1) / max_width_) * numbers_of_launch();
@@ -259,6 +294,7 @@ uint32_t CudaModel::reserve_numbers(int n_passes) {
 // Of a launch for up to n nodes of the pass.
 PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
     PassArguments a = {.model = model_,
+                       .vectors = vectors_,
                        .matrix = {},
                        .turn = {},
                        .pieces = unit_pieces(config_.n_embd),
@@ -276,14 +312,14 @@ PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
                        .number = 0};
     const LayerLayout& l = model_.layer;
     const int rows = config_.n_embd / 16;
-    const auto plan = [&](Matrix which, uint64_t weight, uint64_t bias, int n_tasks) {
-        a.matrix[int(which)] = {weight, bias, n_tasks, n_tasks / n_blocks_, n_tasks % n_blocks_};
+    const auto plan = [&](Matrix which, uint64_t weight, int vectors, int n_tasks) {
+        a.matrix[int(which)] = {weight, vectors, n_tasks, n_tasks / n_blocks_, n_tasks % n_blocks_};
     };
-    plan(Matrix::c_attn, l.c_attn_weight, l.c_attn_bias, 3 * rows);
-    plan(Matrix::c_proj, l.c_proj_weight, kNoBias, rows);
-    plan(Matrix::c_fc, l.c_fc_weight, l.c_fc_bias, 4 * rows);
-    plan(Matrix::mlp_proj, l.mlp_proj_weight, kNoBias, kSplit * rows);
-    plan(Matrix::head, model_.lm_head, kNoBias, int(pad16(config_.n_vocab) / 16));
+    plan(Matrix::c_attn, l.c_attn_weight, 0, 3 * rows);
+    plan(Matrix::c_proj, l.c_proj_weight, 3 * rows, rows);
+    plan(Matrix::c_fc, l.c_fc_weight, 4 * rows, 4 * rows);
+    plan(Matrix::mlp_proj, l.mlp_proj_weight, 8 * rows, kSplit * rows);
+    plan(Matrix::head, model_.lm_head, config_.n_layer * 9 * rows, int(pad16(config_.n_vocab) / 16));
     for (int at = 0, turn = 0; at <= kLayerMatrices * config_.n_layer; ++at) {
         a.turn[at] = uint16_t(turn);
         turn = (turn + a.matrix[at % kLayerMatrices].n_tasks) % n_blocks_;

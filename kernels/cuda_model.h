@@ -75,6 +75,8 @@ public:
 private:
     PassArguments arguments(const DevicePass& pass, int n);
     uint32_t numbers_of_launch() const;
+    uint64_t vector_units() const;
+    void fold();
     void stage(const Pass& pass);
     void run(const DevicePass& pass);
     void launch(const DevicePass& pass, const DevicePass* device_pass, int least, int most, CUstream_st* stream);
@@ -90,6 +92,7 @@ private:
     Scratch scratch_ = {};
     uint8_t* memory_ = nullptr;   // everything on the device
     PassNodes* nodes_ = nullptr;  // on the device
+    float* vectors_ = nullptr;    // (vector_units(), 2, 16) on the device (kernels/fold.cuh)
     float* scores_ = nullptr;     // (kMaxNodes, pad16(n_vocab)) on the device
     struct HostMemory;            // page-locked, seen by both
     HostMemory* host_ = nullptr;

@@ -11,7 +11,7 @@ constexpr int kHeadSize = 64;  // the only one the kernels know
 constexpr int kMultiplyWarps = 16;
 constexpr int kMultiplyThreads = 32 * kMultiplyWarps;
 constexpr int kBlockThreads = kMultiplyThreads + 32;  // and one warp that streams the weights
-constexpr int kSharedState = 1536;  // bytes at most of a block's shared memory that SharedLayout leaves out
+constexpr int kSharedState = 2560;  // bytes at most of a block's shared memory that SharedLayout leaves out
 constexpr int kSplit = 4;           // mlp_proj is multiplied as 4 matrices of n_embd columns, summed in order
 
 struct DeviceModel {
@@ -52,21 +52,17 @@ constexpr int kWordNodes = 8;  // in the widest pass whose results travel as wor
 struct Rows {
     uint64_t* word;   // (kWordNodes, values)
     uint32_t* value;  // (kMaxNodes, values)
-
-    // The set with this index of several that lie one after the other.
-    HD Rows set(int index, int n_values) const {
-        return {word + index * kWordNodes * n_values, value + index * kMaxNodes * n_values};
-    }
 };
 
 // Global memory between the phases of a pass, rows by node.
 struct Scratch {
+    Rows x;           // n_embd floats: the residual stream
+    Rows moments;     // n_embd / 8 floats: of every 16 columns of x the sum and that of their squares (residual.cuh)
+    Rows input;       // n_embd halves: x times the next LayerNorm's weight
     Rows qkv;         // words: 2 n_embd, q in fp32, keys and values as pairs of halves; values: q alone, n_embd
-    Rows proj;        // n_embd floats: c_proj's result, bias not yet added; twice, for even and odd layers
-    Rows mlp_proj;    // n_embd floats: a part of mlp_proj's result; kSplit of them, twice
     Rows attention;   // n_embd halves
-    Rows input;       // n_embd halves: LayerNorm's result
     Rows mlp;         // 4 n_embd halves: matrix input of mlp_proj
+    uint64_t* parts;  // (n_embd / 16, kSplit, kMaxNodes / 8, 128) words: of mlp_proj's result, on the way to one block
     float* logits;    // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order
     uint64_t* best;   // (2) greedy decoding: the best (logit, token) of even and odd steps
     int32_t* chosen;  // (1) the token that sampled decoding goes on with
@@ -89,7 +85,7 @@ struct DevicePass {
     int slot_rows;    // the row of the cache that slot 0 stands for: n_positions, or base for text that is certain
     int nodes_at;     // where the first node stands in PassNodes
     int logits_at;    // row of the logits where the first node that has them stands
-    uint32_t number;  // of its first exchange: a launch takes 4 n_layer + 1 of them
+    uint32_t number;  // of its first exchange: a launch takes 4 n_layer + 2 of them
 };
 
 // The nodes at .. at + width - 1 of a pass as a pass of their own; n = 0: there are none.
@@ -113,12 +109,11 @@ struct Pace {
 
 // Offsets in a block's shared memory, bytes.
 struct SharedLayout {
-    uint32_t x;        // (x_rows, n_embd) fp32 residual stream
-    uint32_t partial;  // sums of the warps, LayerNorm's parameters while these are idle
+    uint32_t partial;  // sums of the warps
     uint32_t input;    // (8 NT, input_stride) fp16 matrix input; with `partial` what attention works on
     uint32_t ring;     // (n_slots, kSlotBytes)
     uint32_t bytes;
-    int x_rows, input_stride, n_slots;
+    int input_stride, n_slots;
     int held_units;       // whose sums `partial` holds at a time
     int attention_nodes;  // of one head that a block takes at a time
     int attention_warps;  // that take its chunks
@@ -126,11 +121,11 @@ struct SharedLayout {
 
 // A matrix of each layer, or the head, as the pass reads it (weight_ring.cuh).
 struct MatrixPlan {
-    uint64_t weight, bias;  // offsets in layer 0; kNoBias: none, or not added with the product
-    int n_tasks;            // of one unit each: 16 rows by n_embd columns
-    int turns, rest;        // n_tasks in turns of all blocks, and what is left
+    uint64_t weight;  // offset in layer 0
+    int vectors;      // where those of layer 0 begin, in units of 16 rows
+    int n_tasks;      // of one unit each: 16 rows by n_embd columns
+    int turns, rest;  // n_tasks in turns of all blocks, and what is left
 };
-constexpr uint64_t kNoBias = ~uint64_t(0);
 
 // The matrices of a pass in their order: four a layer, then the head.
 enum class Matrix { c_attn, c_proj, c_fc, mlp_proj, head };
@@ -139,6 +134,8 @@ constexpr int kMaxDeviceLayers = 64;
 
 struct PassArguments {
     DeviceModel model;
+    const float*
+        vectors;  // (units, 2, 16) what results are combined with (fold.cuh): of each layer's matrices, the head's
     MatrixPlan matrix[kLayerMatrices + 1];  // by Matrix
     uint16_t
         turn[kLayerMatrices * kMaxDeviceLayers + 1];  // tasks of the pass before each matrix, mod the number of blocks
@@ -152,5 +149,5 @@ struct PassArguments {
     int least, most;                // nodes: a pass on the device that has fewer or more is left to other launches
     int at;                         // of its nodes, the first that this launch runs
     const PassNodes* nodes;
-    uint32_t number;  // added to the pass's; a launch takes 4 n_layer + 1 of them
+    uint32_t number;  // added to the pass's; a launch takes 4 n_layer + 2 of them
 };

@@ -1,17 +1,27 @@
-// x = wte[token] + wpe[position], fp32. wte lies in tiles (it is the head too): a row's columns come in runs of two.
+// x = wte[token] + wpe[position], fp32, where each pass begins. wte lies in tiles (it is the head too).
 #pragma once
 
-#include "kernels/block.cuh"
+#include "kernels/residual.cuh"
 
-// x: (n_embd), shared memory.
-__device__ inline void embed(const DeviceModel& m, int token, int position, float* x) {
-    const uint16_t* wte = m.halves(0, m.wte);
-    const uint16_t* wpe = m.halves(0, m.wpe) + uint64_t(position) * m.n_embd;
-    for (int e = threadIdx.x * 2; e < m.n_embd; e += kMultiplyThreads * 2) {
-        const float2 a = __half22float2(*reinterpret_cast<const __half2*>(wte + tiled_index(token, e, m.n_embd)));
-        const float2 b = __half22float2(*reinterpret_cast<const __half2*>(wpe + e));
-        x[e] = __fadd_rn(a.x, b.x);
-        x[e + 1] = __fadd_rn(a.y, b.y);
+// Of all nodes: a block takes units of 16 columns, a half-warp those of a node.
+template <bool words>
+__device__ inline void embed(const Block& b, const DevicePass& pass) {
+    const PassArguments& a = b.a;
+    const DeviceModel& m = a.model;
+    const int row = b.thread % 16;
+#pragma unroll 1
+    for (int unit = blockIdx.x; unit < m.n_embd / 16; unit += gridDim.x) {
+        const int column = unit * 16 + row;
+#pragma unroll 1
+        for (int node = b.thread / 16; node < pad16(pass.n); node += kMultiplyThreads / 16) {
+            const bool there = node < pass.n;
+            const int token = there ? shared_state.token[node] : 0,
+                      position = there ? pass.base + shared_state.depth[node] : 0;
+            const uint16_t wte = m.halves(0, m.wte)[tiled_index(token, column, m.n_embd)];
+            const uint16_t wpe = m.halves(0, m.wpe)[uint64_t(position) * m.n_embd + column];
+            const float x = __fadd_rn(__half2float(__ushort_as_half(wte)), __half2float(__ushort_as_half(wpe)));
+            publish_x<words>(a, there, node, unit, row, x, m.vector(0, m.layer.ln_1_weight)[column], pass.number);
+        }
     }
     block_barrier();
 }

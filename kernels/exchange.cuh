@@ -3,10 +3,9 @@
 // needs a fence: a release waits for everything that the multiprocessor has under way, the weights' copies too, 1.6 us
 // with one piece of 20 KB and 3 us with three. The phase counter tells when to look (phase_counter.cuh).
 //
-// Numbers only grow (4 n_layer + 1 a pass), so words are never cleared. A word is written again only when all have read
+// Numbers only grow (4 n_layer + 2 a pass), so words are never cleared. A word is written again only when all have read
 // it: whoever reads an exchange works in the next one, and nobody can write to the same place again before that work
-// has gone into everything. proj and mlp_proj are also read by blocks that merely keep up the residual stream; these
-// two alternate between layers, and a block has work in every layer (CudaModel takes no more blocks than that).
+// has gone into everything.
 //
 // Bytes: twice those of the values. Results of passes of more than 8 nodes therefore travel without numbers and with a
 // release instead.
@@ -54,10 +53,10 @@ __device__ inline void put_two(const Rows& rows, uint32_t at, float first, float
 }
 
 // Fetches n_embd halves of each of n rows into the block's input: from value `first` on, rows `stride` values apart.
-// Has waited for them.
-template <bool words>
+// Has waited for them; meanwhile() runs while they are on the way.
+template <bool words, class Meanwhile>
 __device__ inline void collect_input(const Block& b, const Rows& rows, int first, int stride, int n, int n_embd,
-                                     uint32_t number) {
+                                     uint32_t number, const Meanwhile& meanwhile) {
     const int steps = n_embd / (words ? 4 : 8);  // of 16 bytes a row
     int left = (n * steps - int(b.thread) + kMultiplyThreads - 1) / kMultiplyThreads, row = 0, at = b.thread;
     const auto settle = [&] {
@@ -66,7 +65,7 @@ __device__ inline void collect_input(const Block& b, const Rows& rows, int first
     settle();
     while (left > 0) {
         if (words) {
-#if __CUDA_ARCH__ < 1000
+#if __CUDA_ARCH__ == 900
             constexpr int kBatch = 2;
 #else
             constexpr int kBatch = 1;  // ptxas needs more registers there
@@ -92,6 +91,7 @@ __device__ inline void collect_input(const Block& b, const Rows& rows, int first
             --left;
         }
     }
+    meanwhile();
     if (!words) ptx::copies_wait();
     block_barrier();
 }

@@ -4,70 +4,92 @@
 //     each layer:  x += c_proj(attention(c_attn(ln_1(x))));   x += mlp_proj(gelu(c_fc(ln_2(x))))
 //     logits = lm_head(ln_f(x))
 //
-// One block a multiprocessor, all of the pass in one kernel. Matrix inputs, keys and values are rounded to fp16:
-// LayerNorm's result, attention's result, GELU's result, K, V. q, the softmax weights, the residual stream and the
-// logits stay fp32, and so does every sum. decode/reference.cpp with Rounding::half is the twin on the CPU.
+// One block a multiprocessor, all of the pass in one kernel. Matrix inputs, keys and values are rounded to fp16: x
+// times LayerNorm's weight, attention's result, GELU's result, K, V. q, the softmax weights, the residual stream and
+// the logits stay fp32, and so does every sum. decode/reference.cpp with Rounding::half is the twin on the CPU.
 //
 // Between two lines that exchange data across blocks stands a phase: arrive() when this block has written its share,
-// wait() before the first read of what others wrote (phase_counter.cuh, exchange.cuh). Meanwhile the weights keep
-// flowing into the ring (weight_ring.cuh), in exactly the order of the skinny_gemm calls below.
-//
-// The residual stream never leaves shared memory: in a pass of one node every block keeps it and repeats LayerNorm; in
-// wider ones block i mod grid keeps node i's and normalises it for all.
+// wait() before the first read of what others wrote (phase_counter.cuh, exchange.cuh): five a layer, because LayerNorm
+// needs none of its own (residual.cuh). Meanwhile the weights keep flowing into the ring (weight_ring.cuh), in exactly
+// the order of the skinny_gemm calls below.
 #pragma once
 
 #include "kernels/embedding.cuh"
 #include "kernels/gelu.cuh"
-#include "kernels/layer_norm.cuh"
 #include "kernels/skinny_gemm.cuh"
 #include "kernels/tree_attention.cuh"
 
-// Where c_proj's and mlp_proj's results of a layer stand.
-__device__ inline Rows proj_rows(const PassArguments& a, int layer) {
-    return a.scratch.proj.set(layer % 2, a.model.n_embd);
-}
-__device__ inline Rows mlp_proj_rows(const PassArguments& a, int layer, int part) {
-    return a.scratch.mlp_proj.set(layer % 2 * kSplit + part, a.model.n_embd);
+// Where a part's sum goes on its way to the block that gathers those of its rows.
+__device__ inline uint64_t* part_word(const Scratch& s, int task, const Element& e) {
+    return s.parts + (task * (kMaxNodes / 8) + e.tile) * kFragment + e.of_tile;
 }
 
-// Whether the launch is for passes of one node, which every block then keeps.
-__device__ inline bool single(const PassArguments& a) {
-    return a.most == 1;
-}
-
-// LayerNorm of the nodes first..n-1 before a matrix into rows 0.. of the block's input, after adding the branch before
-// it to x. number: of the matrix's result. needed: this block multiplies the result.
-template <bool words>
-__device__ inline void normalise(Block& b, const DevicePass& pass, Matrix which, int layer, int first, uint32_t number,
-                                 bool needed) {
-    const PassArguments& a = b.a;
-    const int n = pass.n, E = a.model.n_embd;
-    Branch branch = {proj_rows(a, layer), 1, 0, number - 1};
-    if (which != Matrix::c_fc) {
-        branch.part = mlp_proj_rows(a, layer - 1, 0);
-        branch.n_parts = layer == 0 ? 0 : kSplit;
+// The sum of all parts, of which this block's is `own`, in ascending order.
+__device__ inline float gather_parts(const Scratch& s, const Element& e, float own, uint32_t number) {
+    const int first = e.task / kSplit * kSplit;
+    uint2 part[kSplit];
+#pragma unroll
+    for (int p = 0; p < kSplit; ++p)
+        part[p] =
+            first + p == e.task ? uint2{__float_as_uint(own), number} : ptx::load_word(part_word(s, first + p, e));
+    Patience patience{s.failure};
+    for (;;) {
+        bool all = true;
+#pragma unroll
+        for (int p = 0; p < kSplit; ++p) all &= part[p].y == number;
+        if (all) break;
+        patience.turn(Wait::exchange);
+#pragma unroll
+        for (int p = 0; p < kSplit; ++p)
+            if (part[p].y != number) part[p] = ptx::load_word(part_word(s, first + p, e));
     }
-    norm_prefetch(b, norm_parameters(a.model, which, layer), E);
-    const bool here = single(a);  // the result stays in the block
-    const bool worker = here || int(blockIdx.x) < n;
-    if (worker) b.phase.wait(!words);
-    if (!words && worker && threadIdx.x == 0) set_doing(Doing::arriving);
+    float sum = __uint_as_float(part[0].x);
+#pragma unroll
+    for (int p = 1; p < kSplit; ++p) sum = __fadd_rn(sum, __uint_as_float(part[p].x));
+    return sum;
+}
+
+// The input of a matrix behind LayerNorm, nodes first .. first + n - 1, with their means and scales, which nobody needs
+// before the products are there.
+template <int NT>
+__device__ inline void collect_normal(const Block& b, const TaskMatrix& matrix, int first, int n, uint32_t number) {
+    constexpr bool kWords = 8 * NT <= kWordNodes;
+    using Of = Moments<kWords>;
+    const int E = b.a.model.n_embd, warp = b.thread / 32;
+    const auto collect = [&](const auto& meanwhile) {
+        collect_input<kWords>(b, b.a.scratch.input, first * (E / 2), E / 2, n, E, number, meanwhile);
+    };
+    Of moments;
+    const auto keep = [&](int node) {
+        const int lane = b.thread % Of::kLanes;
+        const float2 combined = moments.combine(b.a.model, lane);
+        if (lane != 0) return;
+        shared_state.mean[node] = combined.x;
+        shared_state.scale[node] = combined.y;
+    };
+    if constexpr (kWords) {  // by the last warps, after the barrier if they have nothing to multiply
+        const int node = kMultiplyWarps - 1 - warp;
+        const auto take = [&] {
+            if (node >= n) return;
+            moments.load(b, first + node, number);
+            keep(node);
+        };
+        const bool idle = Of::kIdleTake && warp >= matrix.units * b.a.pieces;
+        collect([&] {
+            if (!idle) take();
+        });
+        if (idle) take();
+    } else {
+        const int before = b.thread % 32 / Of::kLanes, own = warp * Of::kWarpNodes + before;  // in the warp, in all
+        if (Of::kLoadEarly && own < n) moments.load(b, first + own, number);
+        collect([&] {
 #pragma unroll 1
-    for (int i = here ? 0 : blockIdx.x; i < n; i += gridDim.x) {
-        branch.node = i;
-        add_and_normalise<words>(b, b.x(here ? 0 : i / gridDim.x), branch, [&](int at, uint32_t halves) {
-            if (here)
-                reinterpret_cast<uint32_t*>(b.input(0))[at] = halves;
-            else
-                put<words>(a.scratch.input, i * (E / 2) + at, halves, number);
+            for (int node = own; node - before < n; node += kMultiplyWarps * Of::kWarpNodes) {
+                if ((!Of::kLoadEarly || node > own) && node < n) moments.load(b, first + node, number);
+                keep(node);
+            }
         });
     }
-    if (worker) block_barrier();
-    if (here) return;
-    b.phase.arrive(min(n, int(gridDim.x)), worker, !words);
-    if (!needed) return;
-    b.phase.wait(!words);
-    collect_input<words>(b, a.scratch.input, first * (E / 2), E / 2, n - first, E, number);
 }
 
 // The pass; logits of its last n_logits nodes go to logit(row, node, value, value of row + 1), row even, node counted
@@ -80,9 +102,8 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
     const Scratch& s = a.scratch;
     const int E = m.n_embd, grid = gridDim.x;
 
-#pragma unroll 1
-    for (int i = single(a) ? 0 : blockIdx.x; i < pass.n; i += grid)
-        embed(m, shared_state.token[i], pass.base + shared_state.depth[i], b.x(single(a) ? 0 : i / grid));
+    embed<kWords>(b, pass);
+    b.phase.arrive(min(E / 16, grid), int(blockIdx.x) < E / 16, !kWords);
 
 #pragma unroll 1
     for (int at = 0; at < kLayerMatrices * m.n_layer + (pass.n_logits > 0); ++at) {
@@ -90,59 +111,74 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         const int layer = at / kLayerMatrices;
         const Matrix which = matrix_kind(a, at);
         const TaskMatrix matrix = task_matrix(a, at);
-        const auto number = [&] { return pass.number + at; };  // of this matrix's result
+        const auto number = [&] { return pass.number + 1 + at; };  // of this matrix's result
         const bool has_work = matrix.units > 0;
-        const auto part = [&] {
-            return matrix.first_task % kSplit;
-        };  // of mlp_proj's columns: a block's tasks share it
-        const int first = which == Matrix::head ? pass.n - pass.n_logits : 0;  // node
+        const int first = which == Matrix::head ? pass.n - pass.n_logits : 0, n = pass.n - first;  // nodes
 
-        switch (which) {
-            case Matrix::head:
-            case Matrix::c_attn:
-            case Matrix::c_fc:  // c_attn(ln_1(x)), c_fc(ln_2(x)), lm_head(ln_f(x)), where x takes in the branch before
-                normalise<kWords>(b, pass, which, layer, first, number(), has_work);
-                break;
-            case Matrix::c_proj:
-                tree_attention<kWords>(b, pass, layer, number() - 1, number());
-                if (!has_work) break;
-                b.phase.wait(!kWords);
-                collect_input<kWords>(b, s.attention, 0, E / 2, pass.n, E, number());
-                break;
-            case Matrix::mlp_proj:
-                if (!has_work) break;
-                b.phase.wait(!kWords);
-                collect_input<kWords>(b, s.mlp, part() * (E / 2), 2 * E, pass.n, E, number() - 1);
+        if (which == Matrix::c_proj) tree_attention<kWords>(b, pass, layer, number() - 1, number());
+        const auto x_of = [&](const Element& e) {  // of the 16 columns that c_proj or mlp_proj adds to
+            return e.node < n ? load_x<kWords>(a, e.node, e.task / matrix.parts, e.row) : uint2{};
+        };
+        uint2 x_ahead = {};  // of the thread's first element, for c_proj
+        if (has_work) {
+            const bool early = loads_x_early() && which == Matrix::c_proj;
+            const auto look_ahead = [&] { x_ahead = x_of(first_element<NT>(b, matrix)); };
+            if (kWords && early) look_ahead();
+            b.phase.wait(!kWords);
+            if (which == Matrix::c_proj)
+                collect_input<kWords>(b, s.attention, 0, E / 2, n, E, number(), [&] {
+                    if (!kWords && early) look_ahead();
+                });
+            else if (which == Matrix::mlp_proj)  // a block's tasks share a part of the columns
+                collect_input<kWords>(b, s.mlp, matrix.first_task % kSplit * (E / 2), 2 * E, n, E, number() - 1, [] {});
+            else
+                collect_normal<NT>(b, matrix, first, n, number() - 1);
         }
 
         const bool publish = which == Matrix::head || !kWords;
-        skinny_gemm<NT>(b, matrix, pass.n - first, publish ? Doing::arriving : Doing::waiting,
-                        [&](int task, uint32_t row, int node, float low, float high) {
-                            const int r = task * 16 + row;
-                            if (which == Matrix::head) {
-                                logit(r, node, low, high);
-                            } else if (which == Matrix::c_attn) {
-                                if (r < E) {
-                                    put_two<kWords>(s.qkv, node * (kWords ? 2 * E : E) + r, low, high, number());
-                                } else {  // to the nodes' rows of the cache, as words also to this pass's nodes
-                                    const int values = r >= 2 * E, column = r - E - values * E;
-                                    const uint32_t halves = pack_halves(low, high);
-                                    if (kWords)
-                                        ptx::store_word(s.qkv.word + node * 2 * E + (r + E) / 2, halves, number());
-                                    uint16_t* row =
-                                        m.kv_row(layer, values, column / kHeadSize, pass.slot_rows + pass.first + node);
-                                    *reinterpret_cast<uint32_t*>(row + column % kHeadSize) = halves;
-                                }
-                            } else if (which == Matrix::c_fc) {
-                                put<kWords>(s.mlp, (node * 4 * E + fragment_column(r)) / 2,
-                                            pack_halves(gelu(low), gelu(high)), number());
-                            } else if (which == Matrix::c_proj) {
-                                put_two<kWords>(proj_rows(a, layer), node * E + r, low, high, number());
-                            } else {
-                                put_two<kWords>(mlp_proj_rows(a, layer, part()), node * E + task / kSplit * 16 + row,
-                                                low, high, number());
-                            }
-                        });
+        const auto result = [&](const Element& e, float sum, bool is_first) {
+            const bool there = e.node < n;
+            const auto& vectors = shared_state.vectors[e.unit];
+            if (which == Matrix::c_proj || which == Matrix::mlp_proj) {
+                if (which == Matrix::mlp_proj) {
+                    if (!gathers(e.task)) {
+                        ptx::store_word(part_word(s, e.task, e), __float_as_uint(sum), number());
+                        return;
+                    }
+                }
+                const uint2 loaded = loads_x_early() && which == Matrix::c_proj && is_first ? x_ahead : x_of(e);
+                if (which == Matrix::mlp_proj) sum = gather_parts(s, e, sum, number());
+                const int unit = e.task / matrix.parts;
+                float x = 0;
+                if (there) x = x_value<kWords>(a, loaded, e.node, unit, e.row, number() - 2);
+                __syncwarp();
+                x = __fadd_rn(x, __fadd_rn(sum, vectors[0][e.row]));
+                publish_x<kWords>(a, there, e.node, unit, e.row, x, vectors[1][e.row], number());
+                return;
+            }
+            const float low = normalised(sum, vectors[0][e.row], vectors[1][e.row], shared_state.mean[e.node],
+                                         shared_state.scale[e.node]),
+                        high = __shfl_down_sync(~0u, low, 1);
+            if (!there || e.row % 2) return;
+            const int r = e.task * 16 + e.row;
+            if (which == Matrix::head) {
+                logit(r, e.node, low, high);
+            } else if (which == Matrix::c_fc) {
+                put<kWords>(s.mlp, (e.node * 4 * E + fragment_column(r)) / 2, pack_halves(gelu(low), gelu(high)),
+                            number());
+            } else if (r < E) {
+                put_two<kWords>(s.qkv, e.node * (kWords ? 2 * E : E) + r, low, high, number());
+            } else {  // to the nodes' rows of the cache, as words also to this pass's nodes
+                const int values = r >= 2 * E, column = r - E - values * E;
+                const uint32_t halves = pack_halves(low, high);
+                if (kWords) ptx::store_word(s.qkv.word + e.node * 2 * E + (r + E) / 2, halves, number());
+                uint16_t* row = m.kv_row(layer, values, column / kHeadSize, pass.slot_rows + pass.first + e.node);
+                *reinterpret_cast<uint32_t*>(row + column % kHeadSize) = halves;
+            }
+        };
+        // The stream pauses before an arrival that publishes, but not while parts are on their way.
+        const bool pause = publish && which != Matrix::mlp_proj;
+        skinny_gemm<NT>(b, matrix, n, pause ? Doing::arriving : Doing::waiting, result);
         if (which != Matrix::head) b.phase.arrive(min(a.matrix[int(which)].n_tasks, grid), has_work, publish);
     }
 }

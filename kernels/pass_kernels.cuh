@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
         if (threadIdx.x == 0) {
             ++pass.base;
             ++pass.slot_rows;
-            pass.number += kLayerMatrices * m.n_layer + 1;
+            pass.number += kLayerMatrices * m.n_layer + 2;
             shared_state.token[0] = token;
             shared_state.best = 0;
         }

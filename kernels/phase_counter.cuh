@@ -52,9 +52,9 @@ struct SharedState {
     uint64_t full[kMaxRingSlots], empty[kMaxRingSlots];  // mbarriers of the ring
     int doing;                                           // Doing; set and read with atomics
     int stop;                                            // nobody will read further weights
-    alignas(16) float sums[kMultiplyWarps], squares[kMultiplyWarps];
-    float bias[kMaxHeldUnits][16];                      // of the units being summed
-    int token[kMaxNodes], depth[kMaxNodes], max_depth;  // of the pass
+    float vectors[kMaxHeldUnits][2][16];                 // of the units being summed
+    float mean[kMaxNodes], scale[kMaxNodes];             // of the nodes of a matrix's input, for LayerNorm
+    int token[kMaxNodes], depth[kMaxNodes], max_depth;   // of the pass
     uint32_t target, workers;  // of the phase counter: arrivals that complete the last phase, those of it alone
     // Decoding: (step + 1, token) on its way to the host, whom a warp of block 0's talks to.
     unsigned long long best;  // (logit, token) of this block

@@ -119,6 +119,15 @@ __device__ inline void store_word(uint64_t* p, uint32_t value, uint32_t number) 
                  "r"(number)
                  : "memory");
 }
+// One word: (value, number).
+__device__ inline uint2 load_word(const uint64_t* p) {
+    uint2 v;
+    asm volatile("{ .reg .b64 w; ld.relaxed.gpu.global.b64 w, [%2]; mov.b64 {%0, %1}, w; }"
+                 : "=r"(v.x), "=r"(v.y)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
 // Two of them: p a multiple of 16 bytes.
 __device__ inline void store_words(uint64_t* p, uint32_t first, uint32_t second, uint32_t number) {
     asm volatile(

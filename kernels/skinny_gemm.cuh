@@ -17,7 +17,14 @@
 
 #include "kernels/block.cuh"
 
-constexpr int kFragment = 16 * 8;  // floats: 16 rows of a column tile, which is how the lanes hold them
+constexpr int kSummed = 4;
+constexpr int kFragment = 16 * 8;  // floats: 16 rows of a column tile
+
+// Where an element of a fragment stands among its sums: column by column, swizzled so that neither the lanes of d nor
+// the rows of two columns meet in a bank.
+HD constexpr uint32_t fragment_index(uint32_t row, uint32_t column) {
+    return (column * 16 + row) ^ column / 2 % 2 * 8 ^ column / 4 * 16;
+}
 
 // Column tiles of a warp in passes of NT of them, and warps that read a piece.
 HD constexpr int warp_tiles(int NT) {
@@ -67,18 +74,47 @@ __device__ inline void multiply_piece(const Block& b, Ring::Position at, int qua
             sum[c][k] = __fadd_rn(__fadd_rn(part[0][c][k], part[1][c][k]), __fadd_rn(part[2][c][k], part[3][c][k]));
 }
 
-// This block's tasks of a matrix, for n nodes: result(task, row, node, value, value of row + 1) once for every even row
-// of the task (0..14) and node, the bias added. afterwards: what the block is at when all is multiplied.
+// The columns of mlp_proj's input come in kSplit parts, whose products different blocks have. Of 16 rows, one of these
+// blocks gathers the others' sums, in turn over the rows.
+__device__ inline bool gathers(int task) {
+    return task / kSplit % kSplit == task % kSplit;
+}
+
+// An element of a unit's result that a thread adds up: row `row`, and column `column` of the column tile `tile`. A
+// half-warp has the 16 rows of a column.
+struct Element {
+    int task, unit;  // unit: of those held
+    int tile, row, node;
+    uint32_t of_tile;  // 0..127, the threads' order
+};
+
+constexpr int kSlots = kMultiplyThreads / kFragment;
+
+// Thread (slot, of_tile) adds up an element of the column tiles slot, slot + 4, ... of the units from `first` on.
+template <int NT>
+__device__ inline Element element(const Block& b, const TaskMatrix& matrix, int first, int at) {
+    const int of_tile = b.thread % kFragment, unit = at / NT, tile = at % NT;
+    return {matrix.first_task + (first + unit) * int(gridDim.x),
+            unit,
+            tile,
+            of_tile % 16,
+            tile * 8 + of_tile / 16,
+            uint32_t(of_tile)};
+}
+template <int NT>
+__device__ inline Element first_element(const Block& b, const TaskMatrix& matrix) {
+    return element<NT>(b, matrix, 0, b.thread / kFragment);
+}
+
+// This block's tasks of a matrix, for n nodes: result(element, sum, is_first) by whole warps, for all rows and the
+// nodes of every column tile that has one of the n; is_first: it is the thread's first_element().
+// Of matrices in parts, those results come last that wait for other blocks. afterwards: what the block is at when all
+// is multiplied.
 template <int NT, class Result>
 __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Doing afterwards, const Result& result) {
-    constexpr int kTiles = warp_tiles(NT), kGroups = weight_readers(NT);  // of column tiles: a warp takes one group
+    constexpr int kTiles = warp_tiles(NT), kGroups = weight_readers(NT);
     const PassArguments& a = b.a;
-    const int pieces = a.pieces;
-    const bool with_bias = matrix.bias;
-    const int warp = b.thread / 32, lane = b.thread % 32;
-    // Thread (slot, e) adds up the elements e of the column tiles slot, slot + 4, ...
-    const int slot = b.thread / kFragment, e = b.thread % kFragment;
-    const uint32_t row = e / 8, column = e % 8;
+    const int pieces = a.pieces, warp = b.thread / 32, lane = b.thread % 32;
     if (b.thread == 0 && matrix.units > 0) set_doing(Doing::multiplying);
 #pragma unroll 1
     for (int first = 0, held; first < matrix.units; first += held) {
@@ -91,43 +127,49 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
             if (item >= n_items) break;
             const int group = item % kGroups, of_held = item / kGroups, unit = of_held * a.per_piece >> 16;
             const int piece = of_held - unit * pieces;
-            const Ring::Position at = b.ring.ahead(b.read, of_held);
-            if (item >= met + lap) b.ring.wait_empty(at);
-            b.ring.wait_full(at);
-            if (with_bias && piece == 0 && group == 0 && lane < 16)
-                shared_state.bias[unit][lane] =
-                    __uint_as_float(ptx::load_shared_4(b.ring.slot(at) + kBiasOffset + lane * 4));
+            const Ring::Position from = b.ring.ahead(b.read, of_held);
+            if (item >= met + lap) b.ring.wait_empty(from);
+            b.ring.wait_full(from);
+            if (piece == 0 && group == 0)
+                shared_state.vectors[unit][lane / 16][lane % 16] =
+                    __uint_as_float(ptx::load_shared_4(b.ring.slot(from) + kVectorOffset + lane * 4));
             const int row = group * kTiles * 8 + (NT == 1 ? min(lane / 4, n - 1) : lane / 4);
             const int quads = piece + 1 < pieces ? a.piece_quads : a.model.n_embd / 64 - piece * a.piece_quads;
             float sum[kTiles][4];
-            multiply_piece(b, at, quads, b.input_at(row, piece * a.piece_quads * 64 + lane % 4 * 8), sum);
+            multiply_piece(b, from, quads, b.input_at(row, piece * a.piece_quads * 64 + lane % 4 * 8), sum);
             __syncwarp();
             if (lane == 0) {
-                ptx::mbarrier_arrive(b.ring.empty(at.slot));
+                ptx::mbarrier_arrive(b.ring.empty(from.slot));
                 if (first + held == matrix.units && item + 1 == n_items) set_doing(afterwards);
             }
-            float2* to = reinterpret_cast<float2*>(b.partial() + (of_held * NT + group * kTiles) * kFragment) + lane;
+            float* to = b.partial() + (of_held * NT + group * kTiles) * kFragment;
 #pragma unroll
-            for (int c = 0; c < kTiles; ++c) {
-                to[c * (kFragment / 2)] = {sum[c][0], sum[c][1]};
-                to[c * (kFragment / 2) + 32] = {sum[c][2], sum[c][3]};
-            }
+            for (int c = 0; c < kTiles; ++c)
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+                    to[c * kFragment + fragment_index(lane / 4 + k / 2 * 8, lane % 4 * 2 + k % 2)] = sum[c][k];
         }
         b.read = b.ring.ahead(b.read, held * pieces);
         block_barrier();
 #pragma unroll 1
-        for (int tile = slot; tile < held * NT; tile += kMultiplyThreads / kFragment) {
-            const int unit = tile / NT;
-            const float* fragment = b.partial() + (unit * pieces * NT + tile % NT) * kFragment + e;
-            float total = *fragment;
-#pragma unroll 4
-            for (int p = 1; p < pieces; ++p) total = __fadd_rn(total, fragment[p * NT * kFragment]);
-            if (with_bias) total = __fadd_rn(total, shared_state.bias[unit][row]);
-            const float next = __shfl_down_sync(~0u, total, 8);  // threads of neighbouring rows meet
-            const int node = tile % NT * 8 + column;
-            if (row % 2 == 0 && node < n)
-                result(matrix.first_task + (first + unit) * int(gridDim.x), row, node, total, next);
-        }
+        for (int round = 0; round < (matrix.parts > 1 ? 2 : 1); ++round)
+#pragma unroll 1
+            for (int at = b.thread / kFragment; at < held * NT; at += kSlots) {
+                const Element e = element<NT>(b, matrix, first, at);
+                if (e.tile * 8 >= n || (matrix.parts > 1 && gathers(e.task) != (round > 0))) continue;
+                const float* fragment =
+                    b.partial() + (e.unit * pieces * NT + e.tile) * kFragment + fragment_index(e.row, e.node % 8);
+                float part[kSummed];  // of these many pieces, all loaded before the first addition
+#pragma unroll
+                for (int p = 0; p < kSummed; ++p) part[p] = p < pieces ? fragment[p * NT * kFragment] : 0.0f;
+                float total = part[0];
+#pragma unroll
+                for (int p = 1; p < kSummed; ++p)
+                    if (p < pieces) total = __fadd_rn(total, part[p]);
+#pragma unroll 1
+                for (int p = kSummed; p < pieces; ++p) total = __fadd_rn(total, fragment[p * NT * kFragment]);
+                result(e, total, first == 0 && at < kSlots);
+            }
         block_barrier();
     }
 }

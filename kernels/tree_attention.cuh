@@ -19,7 +19,7 @@
 // much of new keys and values times the groups; 128 of output, as words 256.
 #pragma once
 
-#include "kernels/layer_norm.cuh"
+#include "kernels/residual.cuh"
 
 constexpr int kChunk = 16;
 constexpr int kClasses = 16;                        // residues that merge separately
@@ -312,20 +312,23 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
                 chunk.index = n_shared + own, chunk.node = at - own * n, chunk.fresh = 0;
                 const int first = chunk.index * kChunk;
                 if (first > pass.base + depth) continue;
+                int slot[Staged::kCopies];  // of the ancestor at the row's position, all looked up before the first
+                                            // copy
+#pragma unroll
+                for (int i = 0; i < Staged::kCopies; ++i) {
+                    const int d = first + 4 * i + lane / 8 - pass.base;
+                    slot[i] = pass.first + i0 + chunk.node;
+                    if (d >= 0 && d < depth) slot[i] = b.a.nodes->path[d][pass.nodes_at + i0 + chunk.node];
+                }
 #pragma unroll
                 for (int i = 0; i < Staged::kCopies; ++i) {
                     const int position = first + 4 * i + lane / 8, d = position - pass.base;
-                    int row = d > depth ? -1 : position;
-                    if (d >= 0 && d <= depth) {
-                        const int of_pass = pass.nodes_at + i0 + chunk.node;
-                        const int slot = d == depth ? pass.first + i0 + chunk.node : b.a.nodes->path[d][of_pass];
-                        row = pass.slot_rows + slot;
-                        if (slot >= pass.first) {
-                            chunk.fresh |= uint32_t(slot - pass.first + 1) << 8 * i;
-                            continue;
-                        }
-                    }
-                    stage_row(staged, rows, i, row);
+                    if (d < 0 || d > depth)
+                        stage_row(staged, rows, i, d < 0 ? position : -1);
+                    else if (slot[i] < pass.first)
+                        stage_row(staged, rows, i, pass.slot_rows + slot[i]);
+                    else
+                        chunk.fresh |= uint32_t(slot[i] - pass.first + 1) << 8 * i;
                 }
                 at += n_warps;
                 return true;

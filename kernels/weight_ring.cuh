@@ -3,9 +3,9 @@
 // multiplying warps wait for each other's results.
 //
 // A unit is 16 rows by n_embd columns, contiguous in the blob: n_embd / 16 fragment blocks of 512 bytes, copied in
-// pieces of up to 20 blocks; the first piece brings the rows' 16 biases along. mlp_proj, whose rows are 4 n_embd long,
-// is 4 units for each 16 rows. Unit i of a matrix belongs to block (i + rotation) mod n_blocks; the rotation goes on
-// from matrix to matrix, so every block gets its share of the bytes.
+// pieces of up to 20 blocks; the first piece brings the rows' two vectors of 16 along. mlp_proj, whose rows are 4
+// n_embd long, is 4 units for each 16 rows. Unit i of a matrix belongs to block (i + rotation) mod n_blocks; the
+// rotation goes on from matrix to matrix, so every block gets its share of the bytes.
 //
 // A slot has two mbarriers: `full` completes when a piece has landed, `empty` when the warps that need it have read it.
 #pragma once
@@ -15,8 +15,9 @@
 constexpr int kPieceBlocks = 20;
 constexpr int kQuads = kPieceBlocks / 4;  // of blocks in a piece, at most
 constexpr int kBlockBytes = 512;
-constexpr int kSlotBytes = kPieceBlocks * kBlockBytes + 128;  // the biases stand behind the blocks
-constexpr int kBiasOffset = kPieceBlocks * kBlockBytes;
+constexpr int kVectorBytes = 2 * 16 * 4;
+constexpr int kSlotBytes = kPieceBlocks * kBlockBytes + kVectorBytes;  // the vectors stand behind the blocks
+constexpr int kVectorOffset = kPieceBlocks * kBlockBytes;
 
 // Pieces of a unit, and quads of blocks in each but the last, which may have fewer. n_embd: a multiple of 64.
 HD constexpr int unit_pieces(int n_embd) {
@@ -29,9 +30,10 @@ HD constexpr int piece_quads(int n_embd) {
 // A matrix of the pass as a block sees it.
 struct TaskMatrix {
     const uint16_t* tiles;
-    const float* bias;  // or null
-    int first_task;     // this block's; the next is gridDim.x further
-    int units;          // this block's tasks
+    const float* vectors;  // (n_tasks / parts, 2, 16)
+    int first_task;        // this block's; the next is gridDim.x further
+    int units;             // this block's tasks
+    int parts;             // tasks that share their rows
 };
 
 __device__ inline Matrix matrix_kind(const PassArguments& a, int at) {
@@ -42,11 +44,11 @@ __device__ inline Matrix matrix_kind(const PassArguments& a, int at) {
 __device__ inline TaskMatrix task_matrix(const PassArguments& a, int at) {
     const Matrix which = matrix_kind(a, at);
     const MatrixPlan& plan = a.matrix[int(which)];
-    const uint8_t* base = a.model.weights + (which == Matrix::head ? 0 : at / kLayerMatrices * a.model.layer_stride);
+    const int layer = which == Matrix::head ? 0 : at / kLayerMatrices, layer_units = 9 * a.model.n_embd / 16;
     const int turn = int(blockIdx.x) - a.turn[at], first = turn < 0 ? turn + int(gridDim.x) : turn;
-    return {reinterpret_cast<const uint16_t*>(base + plan.weight),
-            plan.bias == kNoBias ? nullptr : reinterpret_cast<const float*>(base + plan.bias), first,
-            plan.turns + (first < plan.rest)};
+    return {reinterpret_cast<const uint16_t*>(a.model.weights + layer * a.model.layer_stride + plan.weight),
+            a.vectors + (layer * layer_units + plan.vectors) * 32, first, plan.turns + (first < plan.rest),
+            which == Matrix::mlp_proj ? kSplit : 1};
 }
 
 extern __shared__ __align__(128) uint8_t shared_memory[];  // SharedLayout's regions
@@ -153,7 +155,7 @@ struct Stream {
         }
     }
 
-    __device__ bool copy_unit(const uint16_t* tile, const float* bias, int n_blocks) {
+    __device__ bool copy_unit(const uint16_t* tile, const float* vectors, int n_blocks) {
         [[maybe_unused]] const int lane = threadIdx.x % 32;
         const int piece_blocks = 4 * a.piece_quads;
         for (int first = 0; first < n_blocks; first += piece_blocks) {
@@ -164,15 +166,16 @@ struct Stream {
 #endif
             const int bytes = min(piece_blocks, n_blocks - first) * kBlockBytes;
             const uint8_t* from = reinterpret_cast<const uint8_t*>(tile) + first * kBlockBytes;
-            const bool with_bias = bias && first == 0;
+            const bool with_vectors = first == 0;
             const uint32_t to = ring.slot(head), barrier = ring.full(head.slot);
 #if __CUDA_ARCH__ >= 900
-            ptx::mbarrier_expect(barrier, bytes + (with_bias ? 64 : 0));
+            ptx::mbarrier_expect(barrier, bytes + (with_vectors ? kVectorBytes : 0));
             ptx::bulk_copy(to, from, bytes, barrier, policy);
-            if (with_bias) ptx::bulk_copy(to + kBiasOffset, bias, 64, barrier, policy);
+            if (with_vectors) ptx::bulk_copy(to + kVectorOffset, vectors, kVectorBytes, barrier, policy);
 #else
             for (int at = lane * 16; at < bytes; at += 32 * 16) ptx::copy_16(to + at, from + at);
-            if (with_bias && lane < 4) ptx::copy_16(to + kBiasOffset + lane * 16, bias + lane * 4);
+            if (with_vectors && lane < kVectorBytes / 16)
+                ptx::copy_16(to + kVectorOffset + lane * 16, vectors + lane * 4);
             ptx::mbarrier_arrive_after_copies(barrier);
 #endif
             head = ring.ahead(head, 1);
@@ -184,8 +187,8 @@ struct Stream {
     __device__ bool copy_matrix(const TaskMatrix& matrix, int n_blocks) {
         for (int unit = 0; unit < matrix.units; ++unit) {
             const int task = matrix.first_task + unit * int(gridDim.x);
-            if (!copy_unit(matrix.tiles + uint64_t(task) * n_blocks * 256,
-                           matrix.bias ? matrix.bias + task * 16 : nullptr, n_blocks))
+            if (!copy_unit(matrix.tiles + uint64_t(task) * n_blocks * 256, matrix.vectors + task / matrix.parts * 32,
+                           n_blocks))
                 return false;
         }
         return true;

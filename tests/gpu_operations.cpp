@@ -1,6 +1,7 @@
 // Each operation of a pass on the GPU against the same operation in double precision on the GPU's own input, so that
 // errors do not add up. What blocks exchange in a pass of a model of one layer is still in global memory afterwards
-// (kernels/exchange.cuh). LayerNorm's result of the last matrix only: the head's, or, without logits, c_fc's.
+// (kernels/exchange.cuh); of what the residual stream hands on to the next matrix, the head's input alone: c_proj and
+// LayerNorm 2 show in c_fc's results.
 //
 // Tolerances: a sum in fp32 passes fewer than 32 additions in a row, each wrong by 2^-23 of the terms' magnitude at
 // most: kSum of the sum of the magnitudes. Where an input was rounded to fp16 out of sight, those elements that lie so
@@ -60,21 +61,6 @@ Row embed(const ModelView& m, int token, int position) {
     return x;
 }
 
-// x, of which `error` is what fp32 may have missed it by before.
-Result layer_norm(const Row& x, const float* weight, const float* shift, double epsilon) {
-    const size_t n = x.size();
-    double mean = 0, variance = 0, magnitude = 0;
-    for (double v : x) mean += v / n, magnitude += std::fabs(v) / n;
-    for (double v : x) variance += (v - mean) * (v - mean) / n;
-    const double scale = 1 / std::sqrt(variance + epsilon);
-    Result out = exact(Row(n));
-    for (size_t i = 0; i < n; ++i) {
-        out.value[i] = (x[i] - mean) * scale * weight[i] + shift[i];
-        out.error[i] = kSum * ((std::fabs(x[i]) + magnitude) * scale * std::fabs(weight[i]) + std::fabs(shift[i]));
-    }
-    return out;
-}
-
 // weight: tiles of (rows, columns), of which columns first.. are multiplied with as many inputs; bias may be null.
 Result multiply(const uint16_t* weight, int rows, int columns, int first, const float* bias, const Result& in) {
     Result out = exact(Row(rows));
@@ -88,6 +74,59 @@ Result multiply(const uint16_t* weight, int rows, int columns, int first, const 
         }
         out.value[r] = sum;
         out.error[r] = error + kSum * magnitude;
+    }
+    return out;
+}
+
+// LayerNorm and the matrix behind it.
+struct Norm {
+    const uint16_t* weight;
+    int rows;
+    const float *bias, *ln_weight, *ln_bias;  // bias may be null
+    double epsilon;
+};
+
+struct MeanAndScale {
+    double mean = 0, scale = 0, magnitude = 0;
+    MeanAndScale(const Row& x, double epsilon) {
+        double variance = 0;
+        for (double v : x) mean += v / x.size(), magnitude += std::fabs(v) / x.size();
+        for (double v : x) variance += (v - mean) * (v - mean) / x.size();
+        scale = 1 / std::sqrt(variance + epsilon);
+    }
+};
+
+// As it is written.
+Row normalise_and_multiply(const Norm& norm, const Row& x) {
+    const MeanAndScale m(x, norm.epsilon);
+    Row normal(x.size());
+    for (size_t i = 0; i < x.size(); ++i) normal[i] = (x[i] - m.mean) * m.scale * norm.ln_weight[i] + norm.ln_bias[i];
+    return multiply(norm.weight, norm.rows, int(x.size()), 0, norm.bias, exact(normal)).value;
+}
+
+// What the matrix is multiplied with in place of that: x times LayerNorm's weight.
+Result scaled(const Result& x, const float* ln_weight) {
+    Result out = x;
+    for (size_t i = 0; i < x.value.size(); ++i) {
+        out.value[i] *= ln_weight[i];
+        out.error[i] = std::fabs(ln_weight[i]) * x.error[i] + 0x1p-23 * std::fabs(out.value[i]);
+    }
+    return out;
+}
+
+// The same result from scaled(x), rounded: mean and scale come after the product.
+Result multiply_and_normalise(const Norm& norm, const Row& x, const Result& input) {
+    const MeanAndScale m(x, norm.epsilon);
+    const int E = int(x.size());
+    const auto row = [&](const float* values) { return exact(Row(values, values + E)); };
+    const Row along = multiply(norm.weight, norm.rows, E, 0, nullptr, row(norm.ln_weight)).value;
+    const Row constant = multiply(norm.weight, norm.rows, E, 0, norm.bias, row(norm.ln_bias)).value;
+    Result out = multiply(norm.weight, norm.rows, E, 0, nullptr, input);
+    for (int r = 0; r < norm.rows; ++r) {
+        const double product = out.value[r];
+        out.value[r] = m.scale * (product - m.mean * along[r]) + constant[r];
+        out.error[r] = m.scale * (out.error[r] + kSum * (std::fabs(product) + m.magnitude * std::fabs(along[r]))) +
+                       kSum * std::fabs(constant[r]);
     }
     return out;
 }
@@ -129,8 +168,12 @@ Result gelu(const Result& in) {
     return out;
 }
 
-Row plus(Row a, const Row& b, const float* bias) {
-    for (size_t i = 0; i < a.size(); ++i) a[i] += b[i] + bias[i];
+// a + (b + bias).
+Result plus(Result a, const Result& b, const float* bias) {
+    for (size_t i = 0; i < a.value.size(); ++i) {
+        a.value[i] += b.value[i] + bias[i];
+        a.error[i] += b.error[i] + 0x1p-23 * (std::fabs(a.value[i]) + std::fabs(b.value[i]) + std::fabs(bias[i]));
+    }
     return a;
 }
 
@@ -152,23 +195,22 @@ double half_of(uint32_t pair, int which) {
     return half_to_float(uint16_t(pair >> 16 * which));
 }
 
-// What blocks exchanged in a pass of n nodes: sets of rows of `columns` values.
+// What blocks exchanged in a pass of n nodes: rows of `columns` values.
 struct Exchanged {
     bool words;
     size_t columns;
     std::vector<uint64_t> word;
     std::vector<uint32_t> plain;
-    Exchanged(const Rows& rows, int n, int columns, int sets = 1) : words(n <= kWordNodes), columns(columns) {
+    Exchanged(const Rows& rows, int n, int columns) : words(n <= kWordNodes), columns(columns) {
         if (words)
-            word = fetch(rows.word, size_t(sets) * kWordNodes * columns);
+            word = fetch(rows.word, size_t(kWordNodes) * columns);
         else
-            plain = fetch(rows.value, size_t(sets) * kMaxNodes * columns);
+            plain = fetch(rows.value, size_t(kMaxNodes) * columns);
     }
-    uint32_t value(int node, size_t column, int set = 0) const {
-        return words ? uint32_t(word[(set * kWordNodes + node) * columns + column])
-                     : plain[(set * kMaxNodes + node) * columns + column];
+    uint32_t value(int node, size_t column) const {
+        return words ? uint32_t(word[node * columns + column]) : plain[node * columns + column];
     }
-    float single(int node, size_t column, int set = 0) const { return std::bit_cast<float>(value(node, column, set)); }
+    float single(int node, size_t column) const { return std::bit_cast<float>(value(node, column)); }
     Row halves(int node) const {  // of rows in fragment order
         Row out(2 * columns);
         for (size_t c = 0; c < out.size(); ++c) {
@@ -208,7 +250,10 @@ TEST_CASE("operations one after the other in double precision are the reference 
         const int n_head = 1 + kind % 2;
         const bool halves = kind >= 2;
         const auto half = [&](double v) { return halves ? rounded(v) : v; };
-        const auto input = [&](const Result& r) { return halves ? as_input(r) : r; };
+        const auto normal = [&](const Norm& norm, const Row& x) {
+            return halves ? multiply_and_normalise(norm, x, as_input(scaled(exact(x), norm.ln_weight))).value
+                          : normalise_and_multiply(norm, x);
+        };
         const int E = n_head * kHeadSize, n = 20, n_vocab = 77;
         const RandomModel random = make_random_model(1, n_head, E, 64, n_vocab, 3, 0.08f, false);
         const ModelView& m = random.view;
@@ -221,8 +266,7 @@ TEST_CASE("operations one after the other in double precision are the reference 
         for (int i = 0; i < n; ++i) {
             const std::vector<int> path = tree.path(i);
             const Row x = embed(m, tree.token[i], int(path.size()) - 1);
-            const Result in = input(layer_norm(x, l.ln_1_weight, l.ln_1_bias, epsilon));
-            qkv[i] = multiply(l.c_attn_weight, 3 * E, E, 0, l.c_attn_bias, in).value;
+            qkv[i] = normal({l.c_attn_weight, 3 * E, l.c_attn_bias, l.ln_1_weight, l.ln_1_bias, epsilon}, x);
             for (int c = E; c < 3 * E; ++c) qkv[i][c] = half(qkv[i][c]);
             Row attention;
             for (int h = 0; h < n_head; ++h) {
@@ -236,13 +280,14 @@ TEST_CASE("operations one after the other in double precision are the reference 
                 for (double v : head) attention.push_back(half(v));
             }
             const Row middle =
-                plus(x, multiply(l.c_proj_weight, E, E, 0, nullptr, exact(attention)).value, l.c_proj_bias);
-            const Result second = input(layer_norm(middle, l.ln_2_weight, l.ln_2_bias, epsilon));
-            const Row mlp = input(gelu(multiply(l.c_fc_weight, 4 * E, E, 0, l.c_fc_bias, second))).value;
+                plus(exact(x), multiply(l.c_proj_weight, E, E, 0, nullptr, exact(attention)), l.c_proj_bias).value;
+            const Norm second = {l.c_fc_weight, 4 * E, l.c_fc_bias, l.ln_2_weight, l.ln_2_bias, epsilon};
+            Row mlp = gelu(exact(normal(second, middle))).value;
+            for (double& v : mlp) v = half(v);
             const Row last =
-                plus(middle, multiply(l.mlp_proj_weight, E, 4 * E, 0, nullptr, exact(mlp)).value, l.mlp_proj_bias);
-            const Result final = input(layer_norm(last, m.ln_f_weight, m.ln_f_bias, epsilon));
-            const Row logits = multiply(m.lm_head, n_vocab, E, 0, nullptr, final).value;
+                plus(exact(middle), multiply(l.mlp_proj_weight, E, 4 * E, 0, nullptr, exact(mlp)), l.mlp_proj_bias)
+                    .value;
+            const Row logits = normal({m.lm_head, n_vocab, nullptr, m.ln_f_weight, m.ln_f_bias, epsilon}, last);
             for (int v = 0; v < n_vocab; ++v) {
                 INFO(n_head, " heads, fp16 ", halves, ", node ", i, ", token ", v);
                 CHECK(std::fabs(logits[v] - reference.logits(i)[v]) < (halves ? 2e-3 : 1e-5));
@@ -266,13 +311,10 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
         for (int n : E == 1280 ? std::vector<int>{1, 13} : std::vector<int>{1, 2, 8, 13, 33, 64}) {
             n = std::min(n, gpu.max_width());  // what is wider goes in several launches
             const Scratch& s = gpu.scratch();
-            const Pass pass = {base, first, n, tree.token.data(), tree.parent.data(), 0};
+            const Pass pass = {base, first, n, tree.token.data(), tree.parent.data(), n};
             gpu.forward(pass);
-            const Exchanged second(s.input, n, E / 2);  // LayerNorm 2's result
-            gpu.forward({base, first, n, pass.token, pass.parent, n});
-            const Exchanged final(s.input, n, E / 2), attention(s.attention, n, E / 2), mlp(s.mlp, n, 2 * E);
-            const Exchanged qkv(s.qkv, n, n <= kWordNodes ? 2 * E : E), proj(s.proj, n, E),
-                mlp_proj(s.mlp_proj, n, E, kSplit);
+            const Exchanged residual(s.x, n, E), moments(s.moments, n, E / 8), final(s.input, n, E / 2),
+                attention(s.attention, n, E / 2), mlp(s.mlp, n, 2 * E), qkv(s.qkv, n, n <= kWordNodes ? 2 * E : E);
             DeviceModel cache = gpu.device_model();
             std::vector<uint16_t> kv = fetch(cache.kv, size_t(2) * n_head * cache.kv_rows * kHeadSize);
             REQUIRE(!kv.empty());
@@ -285,8 +327,9 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
                 const std::vector<int> path = tree.path(first + i);
                 const Row x = embed(m, pass.token[first + i], base + int(path.size()) - 1);
 
-                const Result input = as_input(layer_norm(x, l.ln_1_weight, l.ln_1_bias, epsilon));
-                const Result expected = multiply(l.c_attn_weight, 3 * E, E, 0, l.c_attn_bias, input);
+                const Result expected =
+                    multiply_and_normalise({l.c_attn_weight, 3 * E, l.c_attn_bias, l.ln_1_weight, l.ln_1_bias, epsilon},
+                                           x, as_input(scaled(exact(x), l.ln_1_weight)));
                 const auto third = [&](const Row& r, int k) { return Row(r.begin() + k * E, r.begin() + (k + 1) * E); };
                 Row q(E), fresh[2] = {Row(E), Row(E)};
                 bool stored = true;
@@ -322,36 +365,37 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
                           attend({&q[h * kHeadSize], kHeadSize}, rows[0], rows[1]), true);
                 }
 
-                Row branch(E);
-                for (int c = 0; c < E; ++c) branch[c] = proj.single(i, c);
-                check(where("c_proj"), branch, multiply(l.c_proj_weight, E, E, 0, nullptr, exact(attended)), false);
-
-                const Row middle = plus(x, branch, l.c_proj_bias);
-                Result normal = layer_norm(middle, l.ln_2_weight, l.ln_2_bias, epsilon);
-                if (n > 1) check(where("LayerNorm 2"), second.halves(i), normal, true);
-                normal = n > 1 ? exact(second.halves(i)) : as_input(normal);
+                const Result middle =
+                    plus(exact(x), multiply(l.c_proj_weight, E, E, 0, nullptr, exact(attended)), l.c_proj_bias);
                 const Row activated = mlp.halves(i);
-                check(where("c_fc, GELU"), activated, gelu(multiply(l.c_fc_weight, 4 * E, E, 0, l.c_fc_bias, normal)),
+                check(where("c_proj, LayerNorm 2, c_fc, GELU"), activated,
+                      gelu(multiply_and_normalise(
+                          {l.c_fc_weight, 4 * E, l.c_fc_bias, l.ln_2_weight, l.ln_2_bias, epsilon}, middle.value,
+                          as_input(scaled(middle, l.ln_2_weight)))),
                       true);
 
-                Row sum(E);
-                for (int part = 0; part < kSplit; ++part) {
-                    Row got(E);
-                    for (int c = 0; c < E; ++c) {
-                        got[c] = mlp_proj.single(i, c, part);
-                        sum[c] += got[c];
+                const Result last =
+                    plus(middle, multiply(l.mlp_proj_weight, E, 4 * E, 0, nullptr, exact(activated)), l.mlp_proj_bias);
+                Row streamed(E);
+                for (int c = 0; c < E; ++c) streamed[c] = residual.single(i, c);
+                check(where("mlp_proj"), streamed, last, false);
+                check(where("input of the head"), final.halves(i), scaled(exact(streamed), m.ln_f_weight), true);
+                for (int unit = 0; unit < E / 16; ++unit) {
+                    double sum = 0, squares = 0, magnitude = 0;
+                    for (int c = 0; c < 16; ++c) {
+                        sum += streamed[unit * 16 + c];
+                        magnitude += std::fabs(streamed[unit * 16 + c]);
                     }
-                    check(where("mlp_proj") + ", part " + std::to_string(part), got,
-                          multiply(l.mlp_proj_weight, E, 4 * E, part * E, nullptr, exact(third(activated, part))),
-                          false);
+                    for (int c = 0; c < 16; ++c)
+                        squares += (streamed[unit * 16 + c] - sum / 16) * (streamed[unit * 16 + c] - sum / 16);
+                    check(where("moments"), {moments.single(i, 2 * unit), moments.single(i, 2 * unit + 1)},
+                          {{sum, squares}, {kSum * magnitude, kSum * magnitude * magnitude}}, false);
                 }
-
-                normal = layer_norm(plus(middle, sum, l.mlp_proj_bias), m.ln_f_weight, m.ln_f_bias, epsilon);
-                if (n > 1) check(where("final LayerNorm"), final.halves(i), normal, true);
-                normal = n > 1 ? exact(final.halves(i)) : as_input(normal);
                 const std::vector<float> logits = gpu.logits(i);
                 check(where("head"), Row(logits.begin(), logits.end()),
-                      multiply(m.lm_head, n_vocab, E, 0, nullptr, normal), false);
+                      multiply_and_normalise({m.lm_head, n_vocab, nullptr, m.ln_f_weight, m.ln_f_bias, epsilon},
+                                             streamed, exact(final.halves(i))),
+                      false);
             }
         }
         // KV commit: the slots' bytes at their positions, all else as it was.
