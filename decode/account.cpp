@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 #include "model/blob.h"
 
@@ -26,12 +27,33 @@ Weights weights_of(const Config& config) {
     return weights;
 }
 
+// Prefill in pieces: what fits a pass is one, else the weights are read once all the same, but those of the last layer
+// that come after its keys and values not at all.
 Cost prefill_cost(const Config& config, int n, const EngineFacts& engine) {
-    const int width = std::min(engine.pass_width, kMaxNodes);
-    Work work = {.passes = std::ceil(double(n) / width), .nodes = double(n)};
-    work.context = width * (work.passes - 1) / 2;
-    work.node_context = (double(n) + 1) / 2;
-    return n > 0 ? cost_of(config, work, engine) : Cost();
+    const int width = std::max(std::min(engine.pass_width, kMaxNodes), engine.prefill_width);
+    const std::string last = "h." + std::to_string(config.n_layer - 1) + ".";
+    Weights unread;
+    for (const TensorPlace& tensor : ModelLayout(config).tensor) {
+        if (!tensor.name.starts_with(last) || tensor.name.starts_with(last + "ln_1") ||
+            tensor.name.starts_with(last + "attn.c_attn"))
+            continue;
+        unread.layers += double(tensor.size);
+        if (tensor.form == Form::tiles) unread.layer_elements += double(tensor.rows) * double(tensor.columns);
+    }
+    Cost sum;
+    for (int at = 0; at < n; at += width) {
+        const double nodes = std::min(width, n - at);
+        const Work work = {.passes = 1, .nodes = nodes, .context = double(at), .node_context = at + (nodes + 1) / 2};
+        if (nodes <= engine.pass_width) {
+            sum += cost_of(config, work, engine);
+            continue;
+        }
+        Cost piece = cost_of(config, work, {engine.kv_value_bytes, int(nodes)});
+        piece.bytes.weights -= unread.layers;
+        piece.flops -= 2 * nodes * unread.layer_elements + 4.0 * config.n_embd * nodes * work.node_context;
+        sum += piece;
+    }
+    return sum;
 }
 
 }  // namespace

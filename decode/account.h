@@ -3,10 +3,11 @@
 // counters saw.
 //
 // Bytes. A pass reads the weights of all layers and, where it has logits, of the head once for all its nodes (once
-// for each `pass_width` of them); the keys and values of the committed text once. A node reads its row of wte and wpe
-// and writes its keys and values and, where it has logits, those. What is read again at once (a pass's own
-// activations, its logits, the keys and values that are moved on acceptance) is taken to come from cache. Weights are
-// counted in every pass, though a small model may stay in cache from one pass to the next.
+// for each `pass_width` of them; prefill once for each `prefill_width`); the keys and values of the committed text
+// once. A node reads its row of wte and wpe and writes its keys and values and, where it has logits, those. What is
+// read again at once (a pass's own activations, its logits, the keys and values that are moved on acceptance) is taken
+// to come from cache. Weights are counted in every pass, though a small model may stay in cache from one pass to the
+// next.
 //
 // FLOPs, a multiplication and an addition being two: 2 for each element of each matrix and node, and 4 n_embd a layer
 // for each key that a node attends to. Only real nodes count, not the idle columns of the tiles that they ride in.

@@ -61,6 +61,9 @@ struct Statistics : Counters {
 struct EngineFacts {
     int kv_value_bytes;  // of an element of a key or value in the caches
     int pass_width;      // target nodes that one reading of the weights serves; more are run in several
+    // Prompt tokens that one reading serves in prefill, which then reads of the last layer only what makes its keys and
+    // values; up to pass_width tokens are a pass. 0: prefill goes in passes.
+    int prefill_width = 0;
 };
 
 class Decoder {

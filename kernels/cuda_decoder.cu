@@ -70,7 +70,9 @@ public:
         return {.nodes = 16, .draft_width = 16, .ngram_nodes = 8, .draft_cost = 0.07f};
     }
 
-    EngineFacts facts() const override { return {.kv_value_bytes = 2, .pass_width = target_.max_width()}; }
+    EngineFacts facts() const override {
+        return {.kv_value_bytes = 2, .pass_width = target_.max_width(), .prefill_width = target_.prefill_width()};
+    }
 
     std::string device_name() const override { return name_; }
 

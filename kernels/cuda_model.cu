@@ -108,6 +108,8 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
 
     // One allocation, cut up.
     const uint64_t E = c.n_embd, vocab = pad16(c.n_vocab);
+    prefill_scratch_.rows = std::min(kPrefillTokens, (c.n_positions + kTokenTile - 1) / kTokenTile * kTokenTile);
+    const uint64_t rows = prefill_scratch_.rows;
     uint64_t kv_bytes = uint64_t(c.n_layer) * 2 * c.n_head * model_.kv_rows * kHeadSize * 2;
     struct Piece {
         void* to;
@@ -129,6 +131,12 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
                             piece(scratch_.qkv.value, kMaxNodes * E),
                             piece(scratch_.attention.value, kMaxNodes * E / 2),
                             piece(scratch_.mlp.value, kMaxNodes * 2 * E),
+                            piece(prefill_scratch_.x, rows * E),
+                            piece(prefill_scratch_.q, rows * E),
+                            piece(prefill_scratch_.part, kSplit * rows * E),
+                            piece(prefill_scratch_.input, rows * E),
+                            piece(prefill_scratch_.moments, 2 * rows),
+                            piece(prefill_scratch_.mlp, rows * 4 * E),
                             piece(scratch_.logits, kMaxNodes * vocab),
                             piece(scores_, kMaxNodes * vocab),
                             piece(vectors_, vector_units() * 2 * 16),
@@ -192,6 +200,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
         cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                         cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared),
                    "setting up a kernel");
+    prefill_setup_ = prefill_setup(std::min(max_shared_ - kSharedState, device_shared), device_shared);
 }
 
 uint64_t CudaModel::vector_units() const {
@@ -397,12 +406,20 @@ void CudaModel::forward(const Pass& pass) {
 }
 
 void CudaModel::prefill(int base, std::span<const int32_t> tokens) {
-    int32_t parent[kMaxNodes];
-    for (int i = 0; i < kMaxNodes; ++i) parent[i] = i - 1;
-    for (size_t done = 0; done < tokens.size(); done += max_width_) {
-        const int n = int(std::min<size_t>(max_width_, tokens.size() - done)), at = base + int(done);
-        stage({at, 0, n, tokens.data() + done, parent, 0});
-        run({n, 0, at, 0, at, 0, 0, reserve_numbers(1)});  // slots stand for positions: nothing to commit
+    cuda_check(cudaSetDevice(device_), "selecting it");
+    while (!tokens.empty()) {
+        const int n = int(std::min<size_t>(tokens.size(), prefill_scratch_.rows));
+        if (n <= max_width_) {  // one pass is faster
+            int32_t parent[kMaxNodes];
+            for (int i = 0; i < n; ++i) parent[i] = i - 1;
+            stage({base, 0, n, tokens.data(), parent, 0});
+            run({n, 0, base, 0, base, 0, 0, reserve_numbers(1)});  // slots stand for positions: nothing to commit
+        } else {
+            enqueue_prefill(model_, vectors_, prefill_scratch_, prefill_setup_, n_blocks_, base, tokens.first(n),
+                            stream_);
+        }
+        base += n;
+        tokens = tokens.subspan(n);
     }
 }
 

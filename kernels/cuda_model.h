@@ -1,4 +1,5 @@
-// A model on the GPU (decode/model.h), kernels/forward.cuh its passes. All device memory is allocated at construction.
+// A model on the GPU (decode/model.h), kernels/forward.cuh its passes, kernels/prefill.cu its prefill. All device
+// memory is allocated at construction.
 #pragma once
 
 #include <array>
@@ -11,6 +12,7 @@
 
 #include "decode/model.h"
 #include "kernels/device_model.h"
+#include "kernels/prefill.h"
 #include "model/blob.h"
 
 struct CUstream_st;
@@ -49,7 +51,8 @@ public:
     void synchronise();                // waits for the device; Error if it failed
     uint64_t bytes() const { return bytes_; }
     int max_width() const { return max_width_; }  // nodes of one pass of the device; more are run in several
-    const uint8_t* weights() const { return model_.weights; }  // on the device
+    int prefill_width() const { return prefill_scratch_.rows; }  // tokens of prefill in one reading of the weights
+    const uint8_t* weights() const { return model_.weights; }    // on the device
 
     // For those who order passes from the device (kernels/cuda_rounds.h): enqueues the pass that device_pass points to
     // when its turn comes, of at most n nodes, which then stand in device_nodes(); n = 0 there: nothing is done. One
@@ -90,6 +93,8 @@ private:
     uint32_t next_number_ = 1;     // of an exchange; words start as 0
     DeviceModel model_ = {};
     Scratch scratch_ = {};
+    PrefillScratch prefill_scratch_ = {};
+    PrefillSetup prefill_setup_ = {};
     uint8_t* memory_ = nullptr;   // everything on the device
     PassNodes* nodes_ = nullptr;  // on the device
     float* vectors_ = nullptr;    // (vector_units(), 2, 16) on the device (kernels/fold.cuh)

@@ -3,6 +3,12 @@
 
 #include "kernels/residual.cuh"
 
+__device__ inline float embedded(const DeviceModel& m, int token, int position, int column) {
+    const uint16_t wte = m.halves(0, m.wte)[tiled_index(token, column, m.n_embd)];
+    const uint16_t wpe = m.halves(0, m.wpe)[uint64_t(position) * m.n_embd + column];
+    return __fadd_rn(__half2float(__ushort_as_half(wte)), __half2float(__ushort_as_half(wpe)));
+}
+
 // Of all nodes: a block takes units of 16 columns, a half-warp those of a node.
 template <bool words>
 __device__ inline void embed(const Block& b, const DevicePass& pass) {
@@ -17,10 +23,8 @@ __device__ inline void embed(const Block& b, const DevicePass& pass) {
             const bool there = node < pass.n;
             const int token = there ? shared_state.token[node] : 0,
                       position = there ? pass.base + shared_state.depth[node] : 0;
-            const uint16_t wte = m.halves(0, m.wte)[tiled_index(token, column, m.n_embd)];
-            const uint16_t wpe = m.halves(0, m.wpe)[uint64_t(position) * m.n_embd + column];
-            const float x = __fadd_rn(__half2float(__ushort_as_half(wte)), __half2float(__ushort_as_half(wpe)));
-            publish_x<words>(a, there, node, unit, row, x, m.vector(0, m.layer.ln_1_weight)[column], pass.number);
+            publish_x<words>(a, there, node, unit, row, embedded(m, token, position, column),
+                             m.vector(0, m.layer.ln_1_weight)[column], pass.number);
         }
     }
     block_barrier();

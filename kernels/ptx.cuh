@@ -172,6 +172,20 @@ __device__ inline void copies_wait() {
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+// griddepcontrol: the kernel after this one in the stream, if launched so, may start once all blocks have called
+// launch_dependents() or ended; wait_for_earlier() returns when all kernels before this one have ended, if these did so
+// too, and what they wrote is seen. Before sm_90 kernels start one after the other.
+__device__ inline void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ inline void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // mbarrier: `count` arrivals (and, for bulk copies, the announced bytes) complete a phase; phases alternate in parity.
 __device__ inline void mbarrier_init(uint32_t barrier, int count) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");

@@ -25,17 +25,24 @@ constexpr int kChunk = 16;
 constexpr int kClasses = 16;                        // residues that merge separately
 constexpr int kOwnChunks = kMaxSlots / kChunk + 1;  // that can reach base or beyond
 constexpr int kGroup = 8;                           // nodes at most that a block takes at a time
-constexpr int kResults = kClasses + kOwnChunks;
-constexpr int kStats = kResults * kHeadSize;                      // floats: where a node's maxima and sums begin
-constexpr int kNodeFloats = (kStats + 2 * kResults + 3) / 4 * 4;  // shared memory of a node of the group
-constexpr int kQueryStride = kHeadSize + 4;                       // 32-bit words
-constexpr int kRowStride = kHeadSize + 8;                         // halves
+constexpr int kQueryStride = kHeadSize + 4;         // 32-bit words
+constexpr int kRowStride = kHeadSize + 8;           // halves
+
+// A node's results in shared memory, of its classes and of up to kOwn chunks of its own: (results, kHeadSize) outputs,
+// then (results, 2) maxima and sums. Floats.
+template <int kOwn>
+struct NodeResults {
+    static constexpr int kResults = kClasses + kOwn;
+    static constexpr int kStats = kResults * kHeadSize;
+    static constexpr int kFloats = (kStats + 2 * kResults + 3) / 4 * 4;
+};
+using TreeResults = NodeResults<kOwnChunks>;
 
 // A block's shared memory during attention, in the place of the partial sums and the matrix input.
 constexpr int kStagedBytes = 2 * kChunk * kHeadSize * 2;  // of a warp: keys and values
 constexpr int kQueryBytes = kGroup * kQueryStride * 4;
 constexpr int attention_bytes(int warps, int group) {
-    return warps * kStagedBytes + kQueryBytes + kWordNodes * 2 * kRowStride * 2 + group * kNodeFloats * 4;
+    return warps * kStagedBytes + kQueryBytes + kWordNodes * 2 * kRowStride * 2 + group * TreeResults::kFloats * 4;
 }
 
 // The keys and values of a warp's chunk in shared memory: (2, kChunk, 8) pieces of 16 bytes, row after row. In odd rows
@@ -94,7 +101,16 @@ __device__ inline void split_halves(float a, float b, uint32_t& high, uint32_t& 
     low = *reinterpret_cast<const uint32_t*>(&l);
 }
 
-// q: (n, kQueryStride) shared memory, n <= 8 rows: of each two columns the high halves, then the low ones.
+// Puts columns 4 at .. of a node's q to its row of (n, kQueryStride) shared memory: of each two columns the high
+// halves, then the low ones.
+__device__ inline void stage_query(uint32_t* row, int at, const float4& v) {
+    uint4 halves;
+    split_halves(v.x, v.y, halves.x, halves.y);
+    split_halves(v.z, v.w, halves.z, halves.w);
+    *reinterpret_cast<uint4*>(row + 4 * at) = halves;
+}
+
+// q: (n, kQueryStride) shared memory, n <= 8 rows, as stage_query() leaves them.
 __device__ inline void load_query(Query& query, const uint32_t* q, int n, int lane) {
     const int g = lane / 4, t = lane % 4;
     const uint4* from = reinterpret_cast<const uint4*>(q + g * kQueryStride + 8 * t);
@@ -123,17 +139,18 @@ __device__ inline float merge_output(float out, float factor, float other, float
     return __fadd_rn(__fmul_rn(out, factor), __fmul_rn(other, other_factor));
 }
 
-// Puts the chunk's result for the query's nodes 0..n-1 to `out` (64 floats) and `stats` (max, sum), nodes kNodeFloats
-// apart in shared memory, or, unless it is the first there, merges it into what stands there. n_keys: positions of the
-// chunk that are keys, 1 to 16.
+// Puts the chunk's result for the query's nodes 0..n-1 to `out` (64 floats) and `stats` (max, sum), nodes apart in
+// shared memory as Results says, or, unless it is the first there, merges it into what stands there. rows: a Staged, or
+// what reads like one. n_keys: positions of the chunk that are keys of node lane / 4, 1 to 16.
+template <class Results, class Chunk>
 __device__ inline void attend_chunk(float* out, float* stats, int n, bool is_first, const Query& query,
-                                    const Staged& staged, int n_keys) {
-    const int g = staged.lane / 4, t = staged.lane % 4;
+                                    const Chunk& rows, int n_keys) {
+    const int g = rows.lane / 4, t = rows.lane % 4;
     float weight[2][2];  // first the scores; of node g, keys 8 j + 2 t, + 1
     float max = kNothing, sum = 0;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-        const uint4 low = staged.read(j, 0, false), high = staged.read(j, 1, false);
+        const uint4 low = rows.read(j, 0, false), high = rows.read(j, 1, false);
         const uint32_t k[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
         float d[4] = {0, 0, 0, 0};
 #pragma unroll
@@ -159,8 +176,8 @@ __device__ inline void attend_chunk(float* out, float* stats, int n, bool is_fir
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
 
-    out += g * kNodeFloats + 8 * t;
-    stats += g * kNodeFloats;
+    out += g * Results::kFloats + 8 * t;
+    stats += g * Results::kFloats;
     float factor = 1, chunk_factor = 1;
     if (!is_first && g < n) {
         float both = stats[0], both_sum = stats[1];
@@ -171,7 +188,7 @@ __device__ inline void attend_chunk(float* out, float* stats, int n, bool is_fir
     if (t == 0 && g < n) *reinterpret_cast<float2*>(stats) = {max, sum};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // columns 32 half + 8 t ..
-        const uint4 value[2] = {staged.read(0, half, true), staged.read(1, half, true)};
+        const uint4 value[2] = {rows.read(0, half, true), rows.read(1, half, true)};
 #pragma unroll
         for (int r = 0; r < 4; ++r) {  // then 2 r, + 1
             const auto transposed = [&](const uint4& row) {
@@ -194,9 +211,10 @@ __device__ inline void attend_chunk(float* out, float* stats, int n, bool is_fir
 
 // Adds to a node's results of the classes those of its own chunks from the 16th chunk on, which wait in results of
 // their own, kClasses.. for the chunks n_shared.. By one warp.
+template <class Results>
 __device__ inline void merge_own(float* results, int n_shared, int n_chunks, int lane) {
     float2* out = reinterpret_cast<float2*>(results) + lane;  // results 32 apart
-    float2* stats = reinterpret_cast<float2*>(results + kStats);
+    float2* stats = reinterpret_cast<float2*>(results + Results::kStats);
 #pragma unroll 1
     for (int c = max(n_shared, kClasses); c < n_chunks; ++c) {  // one more chunk of class c mod 16
         const int k = c % kClasses, own = kClasses + c - n_shared;
@@ -216,9 +234,10 @@ constexpr int kQuarter = 16;  // columns of a head that a warp merges
 
 // A quarter of a node's output from its results of n_classes classes, by one warp: columns 4 (lane % 4) .. + 3 of the
 // quarter, in all lanes. Lane 4 k + i adds the classes 2 k and 2 k + 1, then lanes add up pairwise.
+template <class Results>
 __device__ inline float4 merge_classes(const float* results, int n_classes, int quarter, int lane) {
     const int k = lane / 4 * 2;
-    const float2* stats = reinterpret_cast<const float2*>(results + kStats);
+    const float2* stats = reinterpret_cast<const float2*>(results + Results::kStats);
     const float4* out = reinterpret_cast<const float4*>(results + quarter * kQuarter) + lane % 4;  // 16 apart
     float2 stat[2];
     float4 part[2];
@@ -244,6 +263,37 @@ __device__ inline float4 merge_classes(const float* results, int n_classes, int 
             ptx::quotient(sum[4], sum[0])};
 }
 
+// The same of a whole node, columns 2 lane, + 1: the same terms in the same pairs, but a lane adds up whole columns.
+// Fewer instructions than four calls of merge_classes(), but these are done sooner by four warps with nothing else to
+// do.
+template <class Results>
+__device__ inline float2 merge_columns(const float* results, int n_classes, int lane) {
+    const float2* stats = reinterpret_cast<const float2*>(results + Results::kStats);
+    const float2* out = reinterpret_cast<const float2*>(results) + lane;  // 32 apart
+    const float2 stat = lane < n_classes ? stats[lane] : float2{kNothing, 0};
+    float max = stat.x;
+#pragma unroll
+    for (int offset = 1; offset < kClasses; offset *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, offset));
+    const float factor = exp_difference(stat.x, max);  // lanes from kClasses on: not used
+    float sum = __fmul_rn(stat.y, factor);
+#pragma unroll
+    for (int offset = 1; offset < kClasses; offset *= 2) sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, offset));
+    sum = __shfl_sync(~0u, sum, 0);
+    float2 term[kClasses];
+#pragma unroll
+    for (int k = 0; k < kClasses; ++k) {
+        const float f = __shfl_sync(~0u, factor, k);
+        const float2 part = k < n_classes ? out[32 * k] : float2{0, 0};
+        term[k] = {__fmul_rn(part.x, f), __fmul_rn(part.y, f)};
+    }
+#pragma unroll
+    for (int half = 1; half < kClasses; half *= 2)  // pairwise
+#pragma unroll
+        for (int k = 0; k < kClasses; k += 2 * half)
+            term[k] = {__fadd_rn(term[k].x, term[k + half].x), __fadd_rn(term[k].y, term[k + half].y)};
+    return {ptx::quotient(term[0].x, sum), ptx::quotient(term[0].y, sum)};
+}
+
 // q of the group's nodes i0.. (n of them), of one head, from words or floats to shared memory: (n, kQueryStride), as
 // high and low halves. With words also the keys and values of all nodes of the pass: fresh (kWordNodes, 2, kRowStride).
 template <bool words>
@@ -256,10 +306,7 @@ __device__ inline void collect_head(const Block& b, const Rows& qkv, int head, i
             const int node = i / (kHeadSize / 4), at = i % (kHeadSize / 4);
             const float4 v =
                 __ldcg(reinterpret_cast<const float4*>(qkv.value + (i0 + node) * E + head * kHeadSize) + at);
-            uint4 halves;
-            split_halves(v.x, v.y, halves.x, halves.y);
-            split_halves(v.z, v.w, halves.z, halves.w);
-            *reinterpret_cast<uint4*>(q + node * kQueryStride + 4 * at) = halves;
+            stage_query(q + node * kQueryStride, at, v);
             continue;
         }
         const bool is_query = i < n_query;
@@ -295,7 +342,7 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
     const Staged staged = {memory + warp * kStagedBytes, lane};
     uint32_t* q = reinterpret_cast<uint32_t*>(memory + n_warps * kStagedBytes);      // (kGroup, kQueryStride)
     uint16_t* fresh = reinterpret_cast<uint16_t*>(q + kGroup * kQueryStride);        // (kWordNodes, 2, kRowStride)
-    float* results = reinterpret_cast<float*>(fresh + kWordNodes * 2 * kRowStride);  // (group, kNodeFloats)
+    float* results = reinterpret_cast<float*>(fresh + kWordNodes * 2 * kRowStride);  // (group, TreeResults)
     const int n_own = (pass.base + shared_state.max_depth) / kChunk - n_shared + 1;  // of a node, at most
     for (int task = blockIdx.x; task < n_tasks; task += gridDim.x) {
         const int head = task % m.n_head, i0 = task / m.n_head * group, n = min(group, pass.n - i0);
@@ -372,9 +419,10 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
             // Of one class, one warp takes the chunks, in ascending order.
             const int result =
                 chunk.index < kClasses || !own ? chunk.index % kClasses : kClasses + chunk.index - n_shared;
-            float* node = results + chunk.node * kNodeFloats;
-            attend_chunk(node + result * kHeadSize, node + kStats + 2 * result, n_nodes, own || chunk.index < kClasses,
-                         query, staged, own ? last - chunk.index * kChunk + 1 : kChunk);
+            float* node = results + chunk.node * TreeResults::kFloats;
+            attend_chunk<TreeResults>(node + result * kHeadSize, node + TreeResults::kStats + 2 * result, n_nodes,
+                                      own || chunk.index < kClasses, query, staged,
+                                      own ? last - chunk.index * kChunk + 1 : kChunk);
             __syncwarp();  // the chunk has been read
             more = next();
         }
@@ -384,15 +432,16 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
         if (n_shared + n_own > kClasses) {
 #pragma unroll 1
             for (int i = warp; i < n; i += kMultiplyWarps)
-                merge_own(results + i * kNodeFloats, n_shared, (pass.base + shared_state.depth[i0 + i]) / kChunk + 1,
-                          lane);
+                merge_own<TreeResults>(results + i * TreeResults::kFloats, n_shared,
+                                       (pass.base + shared_state.depth[i0 + i]) / kChunk + 1, lane);
             block_barrier();
         }
 #pragma unroll 1
         for (int item = warp; item < n * (kHeadSize / kQuarter); item += kMultiplyWarps) {
             const int i = item / (kHeadSize / kQuarter), quarter = item % (kHeadSize / kQuarter);
             const int n_chunks = (pass.base + shared_state.depth[i0 + i]) / kChunk + 1;
-            const float4 y = merge_classes(results + i * kNodeFloats, min(n_chunks, kClasses), quarter, lane);
+            const float4 y =
+                merge_classes<TreeResults>(results + i * TreeResults::kFloats, min(n_chunks, kClasses), quarter, lane);
             const int column = head * kHeadSize + quarter * kQuarter + lane % 4 * 4 + lane / 4 * 2;
             if (lane < 8)
                 put<words>(s.attention, ((i0 + i) * m.n_embd + fragment_column(column)) / 2,

@@ -140,6 +140,30 @@ TEST_CASE("account: a baseline generation is the sum of its passes, and all of i
     CHECK(account.prefill.flops == 6 * 2 * 2 * kLayerElements + (1 + 2 + 3 + 4 + 5 + 6) * 2 * 4 * 32);
 }
 
+TEST_CASE("account: prefill reads the weights once a piece, and of the last layer only what makes keys and values") {
+    const EngineFacts passes = {.kv_value_bytes = 2, .pass_width = 16}, pieces = {2, 16, 32};
+    constexpr double kUnread = 32 * 32 + 128 * 32 + 32 * 128;  // elements: c_proj, c_fc, mlp_proj
+    constexpr double kUnreadBytes = kUnread * 2 + (2 * 32 + 32 + 128 + 32) * 4;
+    Statistics stats;
+    stats.emitted = stats.rounds = stats.target_nodes = 1;
+    const auto prefill = [&](int n, const EngineFacts& engine) {
+        stats.prompt_tokens = n + 1;
+        return account_of(kTiny, nullptr, Mode::baseline, stats, engine).prefill;
+    };
+    const double layers = 2 * kLayerBytes;
+    CHECK(prefill(50, passes).bytes.weights == 4 * layers);
+    CHECK(prefill(16, pieces).bytes.weights == layers);
+    CHECK(prefill(17, pieces).bytes.weights == layers - kUnreadBytes);
+    CHECK(prefill(48, pieces).bytes.weights == 2 * layers - kUnreadBytes);  // the second piece is a pass
+    CHECK(prefill(60, pieces).bytes.weights == 2 * (layers - kUnreadBytes));
+    CHECK(prefill(48, pieces).bytes.kv_read == 32 * 2 * 2 * 32 * 2);
+    CHECK(prefill(48, pieces).bytes.kv_written == prefill(48, passes).bytes.kv_written);
+    CHECK(prefill(16, pieces).flops == prefill(16, passes).flops);
+    double less = 2 * 17 * kUnread;  // and the last layer's attention
+    for (int keys = 1; keys <= 17; ++keys) less += keys * 4 * 32;
+    CHECK(prefill(17, passes).flops - prefill(17, pieces).flops == less);
+}
+
 TEST_CASE("account: speculation pays for all nodes and for the draft, baseline for neither") {
     const EngineFacts engine = {2, 64};
     Statistics stats;

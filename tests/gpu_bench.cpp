@@ -2,6 +2,7 @@
 // a plain read of the same weights reaches in the same run. Run with tests --test-case='bench:*'.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -31,6 +32,33 @@ double pass_us(CudaModel& model, int base, int n, int n_logits, int repeats) {
     return quantile(times, 0.5);
 }
 
+// Milliseconds of prefilling n tokens: the median of five.
+double prefill_ms(CudaModel& model, int n) {
+    const std::vector<int32_t> text(n, 7);
+    std::vector<double> times;
+    for (int run = 0; run < 6; ++run) {
+        const double start = seconds();
+        model.prefill(0, text);
+        model.synchronise();
+        if (run) times.push_back((seconds() - start) * 1e3);
+    }
+    return quantile(times, 0.5);
+}
+
+// The same of n nodes in passes as wide as can be.
+double passes_ms(CudaModel& model, int n) {
+    int32_t token[kMaxNodes] = {}, parent[kMaxNodes];
+    for (int i = 0; i < kMaxNodes; ++i) parent[i] = i - 1;
+    std::vector<double> times;
+    for (int run = 0; run < 6; ++run) {
+        const double start = seconds();
+        for (int at = 0; at < n; at += kMaxNodes) model.forward({at, 0, std::min(kMaxNodes, n - at), token, parent, 0});
+        model.synchronise();
+        if (run) times.push_back((seconds() - start) * 1e3);
+    }
+    return quantile(times, 0.5);
+}
+
 double decode_us(CudaModel& model, int base, int n) {
     std::vector<double> times;
     for (int run = 0; run < 4; ++run) {
@@ -52,9 +80,6 @@ TEST_CASE("bench: GPT2-L and the rig's draft") {
     for (const Shape shape : {Shape{"gpt2-large", 36, 20}, Shape{"draft 4 x 512", 4, 8}}) {
         const RandomModel random = make_large_model(shape.n_layer, shape.n_head, 1024, 50257, 1);
         CudaModel model(random.view, 0);
-        const std::vector<int32_t> text(512, 7);
-        model.prefill(0, text);
-        model.synchronise();
         const double read = cuda_read_seconds(model.weights(), random.view.size) * 1e6;
         std::printf("%s: %.0f MB, plain read %.1f us (%.0f GB/s)\n", shape.name, random.view.size / 1e6, read,
                     random.view.size / read / 1e3);
@@ -64,13 +89,9 @@ TEST_CASE("bench: GPT2-L and the rig's draft") {
         std::printf("  a pass at context 250 by its nodes:");
         for (const int n : {1, 2, 4, 8, 16, 32, 64}) std::printf("  %d: %.0f us", n, pass_us(model, 250, n, n, 20));
         std::printf("\n");
-        std::vector<double> times;
-        for (int run = 0; run < 5; ++run) {
-            const double start = seconds();
-            model.prefill(0, text);
-            model.synchronise();
-            times.push_back((seconds() - start) * 1e3);
-        }
-        std::printf("  prefill of 512: %.2f ms\n", quantile(times, 0.5));
+        std::printf("  prefill by its tokens (as passes of up to 64):");
+        for (const int n : {16, 32, 64, 128, 200, 512, 1000})
+            std::printf("  %d: %.2f (%.2f) ms", n, prefill_ms(model, n), passes_ms(model, n));
+        std::printf("\n");
     }
 }
