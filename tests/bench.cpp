@@ -412,7 +412,7 @@ TEST_CASE("plots: both scripts draw PNG and SVG from the reports alone") {
     }
 }
 
-// A stand-in for ncu: runs the program and writes the table of two kernels that moved `bytes` in all.
+// A stand-in for ncu: runs the program and writes the table of two kernels of the generation and one of loading.
 TEST_CASE("check_bytes: an account within 5 % of the counters passes, others and failures do not") {
     if (std::system("python3 -c pass 2>/dev/null") != 0) return skip("no python3");
     const TemporaryFolder folder;
@@ -426,7 +426,8 @@ TEST_CASE("check_bytes: an account within 5 % of the counters passes, others and
               "#!/bin/sh\nwhile [ \"$1\" != --log-file ]; do shift; done\n"
               "printf '==PROF== Connected\\n\"ID\",\"Kernel Name\",\"dram__bytes_read.sum\","
               "\"dram__bytes_write.sum\"\\n\"\",\"\",\"byte\",\"byte\"\\n\"0\",\"k\",\"" +
-                  first_kernel + "\",\"0\"\\n\"1\",\"k\",\"0\",\"" + half + "\"\\n' >\"$2\"\nshift 2\nexec \"$@\"\n");
+                  first_kernel + "\",\"0\"\\n\"1\",\"k\",\"0\",\"" + half + "\"\\n\"2\",\"fold_k\",\"" + half +
+                  "\",\"0\"\\n' >\"$2\"\nshift 2\nexec \"$@\"\n");
         std::filesystem::permissions(folder / "ncu", std::filesystem::perms::owner_all);
         return std::system(("python3 scripts/check_bytes.py --modes baseline --device cpu --max-tokens 4 --ids 1 2 3 "
                             "--program " +
