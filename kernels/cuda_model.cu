@@ -73,30 +73,30 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
     max_shared_ = std::min(max_shared_, max_shared);
     cuda_check(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device), "reading its properties");
 
-    // Every block must have work in every layer (kernels/exchange.cuh), and its tasks of mlp_proj share a part of the
+    // More blocks than a layer has units would idle, and a block's tasks of mlp_proj are to share a part of the
     // columns.
     n_blocks_ = std::min(n_blocks_, 9 * c.n_embd / 16) / kSplit * kSplit;
 
     const ModelLayout layout(c);
     const LayerLayout& first = layout.layer[0];
-    model_ = {
-        .n_layer = c.n_layer,
-        .n_head = c.n_head,
-        .n_embd = c.n_embd,
-        .n_positions = c.n_positions,
-        .n_vocab = c.n_vocab,
-        .epsilon = c.layer_norm_epsilon,
-        .per_column = 1.0f / c.n_embd,
-        .stays_in_l2 = view.size<uint64_t(l2) * 3 / 4, .weights = nullptr, .layer = first, .layer_stride = c.n_layer> 1
-                           ? layout.layer[1].ln_1_weight - first.ln_1_weight
-                           : 0,
-        .wte = layout.wte,
-        .wpe = layout.wpe,
-        .ln_f_weight = layout.ln_f_weight,
-        .ln_f_bias = layout.ln_f_bias,
-        .lm_head = layout.lm_head,
-        .kv_rows = c.n_positions + kMaxSlots,
-        .kv = nullptr};
+    model_ = {.n_layer = c.n_layer,
+              .n_head = c.n_head,
+              .n_embd = c.n_embd,
+              .n_positions = c.n_positions,
+              .n_vocab = c.n_vocab,
+              .epsilon = c.layer_norm_epsilon,
+              .per_column = 1.0f / c.n_embd,
+              .stays_in_l2 = (view.size < uint64_t(l2) * 3 / 4),
+              .weights = nullptr,
+              .layer = first,
+              .layer_stride = (c.n_layer > 1 ? layout.layer[1].ln_1_weight - first.ln_1_weight : 0),
+              .wte = layout.wte,
+              .wpe = layout.wpe,
+              .ln_f_weight = layout.ln_f_weight,
+              .ln_f_bias = layout.ln_f_bias,
+              .lm_head = layout.lm_head,
+              .kv_rows = c.n_positions + kMaxSlots,
+              .kv = nullptr};
     if (layout.layer.back().mlp_proj_bias != first.mlp_proj_bias + (c.n_layer - 1) * model_.layer_stride)
         throw Error(kExitFailed, "the layers of the model are not evenly spaced in its section");
 

@@ -134,8 +134,7 @@ constexpr int kMaxDeviceLayers = 64;
 
 struct PassArguments {
     DeviceModel model;
-    const float*
-        vectors;  // (units, 2, 16) what results are combined with (fold.cuh): of each layer's matrices, the head's
+    const float* vectors;  // (units, 2, 16) what results are combined with, by layer, then the head (fold.cuh)
     MatrixPlan matrix[kLayerMatrices + 1];  // by Matrix
     uint16_t
         turn[kLayerMatrices * kMaxDeviceLayers + 1];  // tasks of the pass before each matrix, mod the number of blocks

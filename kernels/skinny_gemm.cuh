@@ -17,7 +17,7 @@
 
 #include "kernels/block.cuh"
 
-constexpr int kSummed = 4;
+constexpr int kSummed = 4;         // pieces of an element that are loaded together
 constexpr int kFragment = 16 * 8;  // floats: 16 rows of a column tile
 
 // Where an element of a fragment stands among its sums: column by column, swizzled so that neither the lanes of d nor
@@ -107,9 +107,10 @@ __device__ inline Element first_element(const Block& b, const TaskMatrix& matrix
 }
 
 // This block's tasks of a matrix, for n nodes: result(element, sum, is_first) by whole warps, for all rows and the
-// nodes of every column tile that has one of the n; is_first: it is the thread's first_element().
-// Of matrices in parts, those results come last that wait for other blocks. afterwards: what the block is at when all
-// is multiplied.
+// nodes of every column tile that has one of the n; is_first: it is the thread's first_element(). Of matrices in parts,
+// those results come last that wait for other blocks: these send theirs first, and units of the same rows stand in the
+// same place of every block's tasks, so nobody waits in a circle. afterwards: what the block is at when all is
+// multiplied.
 template <int NT, class Result>
 __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Doing afterwards, const Result& result) {
     constexpr int kTiles = warp_tiles(NT), kGroups = weight_readers(NT);
@@ -159,7 +160,7 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
                 if (e.tile * 8 >= n || (matrix.parts > 1 && gathers(e.task) != (round > 0))) continue;
                 const float* fragment =
                     b.partial() + (e.unit * pieces * NT + e.tile) * kFragment + fragment_index(e.row, e.node % 8);
-                float part[kSummed];  // of these many pieces, all loaded before the first addition
+                float part[kSummed];  // loaded before the first addition
 #pragma unroll
                 for (int p = 0; p < kSummed; ++p) part[p] = p < pieces ? fragment[p * NT * kFragment] : 0.0f;
                 float total = part[0];
