@@ -75,7 +75,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
 
     // More blocks than a layer has units would idle, and a block's tasks of mlp_proj are to share a part of the
     // columns.
-    n_blocks_ = std::min(n_blocks_, 9 * c.n_embd / 16) / kSplit * kSplit;
+    n_blocks_ = std::min(n_blocks_, kLayerRows * c.n_embd / 16) / kSplit * kSplit;
 
     const ModelLayout layout(c);
     const LayerLayout& first = layout.layer[0];
@@ -204,7 +204,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
 }
 
 uint64_t CudaModel::vector_units() const {
-    return uint64_t(config_.n_layer) * 9 * config_.n_embd / 16 + pad16(config_.n_vocab) / 16;
+    return uint64_t(config_.n_layer) * kLayerRows * config_.n_embd / 16 + pad16(config_.n_vocab) / 16;
 }
 
 // What the matrices' results are combined with, from the weights on the device.
@@ -321,14 +321,15 @@ PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
                        .number = 0};
     const LayerLayout& l = model_.layer;
     const int rows = config_.n_embd / 16;
-    const auto plan = [&](Matrix which, uint64_t weight, int vectors, int n_tasks) {
-        a.matrix[int(which)] = {weight, vectors, n_tasks, n_tasks / n_blocks_, n_tasks % n_blocks_};
+    const auto plan = [&](Matrix which, uint64_t weight, int n_tasks) {
+        const int before = which == Matrix::head ? config_.n_layer * kLayerRows : rows_before(which);
+        a.matrix[int(which)] = {weight, before * rows, n_tasks, n_tasks / n_blocks_, n_tasks % n_blocks_};
     };
-    plan(Matrix::c_attn, l.c_attn_weight, 0, 3 * rows);
-    plan(Matrix::c_proj, l.c_proj_weight, 3 * rows, rows);
-    plan(Matrix::c_fc, l.c_fc_weight, 4 * rows, 4 * rows);
-    plan(Matrix::mlp_proj, l.mlp_proj_weight, 8 * rows, kSplit * rows);
-    plan(Matrix::head, model_.lm_head, config_.n_layer * 9 * rows, int(pad16(config_.n_vocab) / 16));
+    plan(Matrix::c_attn, l.c_attn_weight, 3 * rows);
+    plan(Matrix::c_proj, l.c_proj_weight, rows);
+    plan(Matrix::c_fc, l.c_fc_weight, 4 * rows);
+    plan(Matrix::mlp_proj, l.mlp_proj_weight, kSplit * rows);
+    plan(Matrix::head, model_.lm_head, int(pad16(config_.n_vocab) / 16));
     for (int at = 0, turn = 0; at <= kLayerMatrices * config_.n_layer; ++at) {
         a.turn[at] = uint16_t(turn);
         turn = (turn + a.matrix[at % kLayerMatrices].n_tasks) % n_blocks_;

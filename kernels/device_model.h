@@ -130,11 +130,18 @@ struct MatrixPlan {
 // The matrices of a pass in their order: four a layer, then the head.
 enum class Matrix { c_attn, c_proj, c_fc, mlp_proj, head };
 constexpr int kLayerMatrices = 4;
+
+// What results are combined with (fold.cuh) is 2 x 16 floats for each 16 rows of these, layer by layer, then of the
+// head. Rows in multiples of n_embd: of a layer's matrices before one of them, of all.
+HD constexpr int rows_before(Matrix which) {
+    return which == Matrix::c_attn ? 0 : which == Matrix::c_proj ? 3 : which == Matrix::c_fc ? 4 : 8;
+}
+constexpr int kLayerRows = 9;
 constexpr int kMaxDeviceLayers = 64;
 
 struct PassArguments {
     DeviceModel model;
-    const float* vectors;  // (units, 2, 16) what results are combined with, by layer, then the head (fold.cuh)
+    const float* vectors;                   // (units, 2, 16) what results are combined with
     MatrixPlan matrix[kLayerMatrices + 1];  // by Matrix
     uint16_t
         turn[kLayerMatrices * kMaxDeviceLayers + 1];  // tasks of the pass before each matrix, mod the number of blocks

@@ -31,7 +31,7 @@ namespace {
 
 struct PrefillArguments {
     DeviceModel model;
-    const float* vectors;  // as PassArguments' (device_model.h)
+    const float* vectors;  // as PassArguments'
     PrefillScratch scratch;
     int n, base;  // tokens; position of the first
     int n_slots;
@@ -53,9 +53,8 @@ __global__ void __launch_bounds__(kMultiplyThreads)
 
 // Vectors of the units of 16 rows of a matrix of layer `layer`.
 __device__ inline const float* vectors_of(const PrefillArguments& a, Matrix which, int layer) {
-    const int rows = a.model.n_embd / 16;
-    const int at = which == Matrix::c_attn ? 0 : which == Matrix::c_proj ? 3 : which == Matrix::c_fc ? 4 : 8;
-    return a.vectors + (layer * 9 + at) * rows * 32;
+    const int units = a.model.n_embd / 16;
+    return a.vectors + (layer * kLayerRows + rows_before(which)) * units * 32;
 }
 
 // ---- The residual step and what c_attn or c_fc takes of LayerNorm: a block a token, a thread 4 columns ----

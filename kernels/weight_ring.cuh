@@ -44,7 +44,7 @@ __device__ inline Matrix matrix_kind(const PassArguments& a, int at) {
 __device__ inline TaskMatrix task_matrix(const PassArguments& a, int at) {
     const Matrix which = matrix_kind(a, at);
     const MatrixPlan& plan = a.matrix[int(which)];
-    const int layer = which == Matrix::head ? 0 : at / kLayerMatrices, layer_units = 9 * a.model.n_embd / 16;
+    const int layer = which == Matrix::head ? 0 : at / kLayerMatrices, layer_units = kLayerRows * a.model.n_embd / 16;
     const int turn = int(blockIdx.x) - a.turn[at], first = turn < 0 ? turn + int(gridDim.x) : turn;
     return {reinterpret_cast<const uint16_t*>(a.model.weights + layer * a.model.layer_stride + plan.weight),
             a.vectors + (layer * layer_units + plan.vectors) * 32, first, plan.turns + (first < plan.rest),
