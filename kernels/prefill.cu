@@ -134,8 +134,7 @@ __global__ void __launch_bounds__(kMultiplyThreads)
 // ---- Matrices ----
 //
 // out(row, token) = sum over k of weight(row, k) input(token, k), in skinny_gemm.cuh's order: a piece's blocks i mod 4
-// = 0, 1, 2, 3 into a sum each, ascending, then (sum 0 + sum 1) + (sum 2 + sum 3), then the pieces ascending, then the
-// bias.
+// = 0, 1, 2, 3 into a sum each, ascending, then (sum 0 + sum 1) + (sum 2 + sum 3), then the pieces ascending.
 //
 // A block takes tiles of kTileUnits units of 16 rows by kTokenTile tokens and all of n_embd columns, one after the
 // other, and multiplies each with kTileUnits warps of 32 rows by 32 tokens. Weights and input come through a ring in
