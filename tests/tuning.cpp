@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "decode/tuning.h"
 #include "model/error.h"
@@ -31,7 +32,47 @@ struct CacheFolder {
     }
 };
 
+// Writes the same text at whatever setting; how long it takes depends on the tree alone. Counts what it is asked for.
+class TimedDecoder : public Decoder {
+public:
+    std::set<float> greedy_taus, sampled_taus;
+
+    Statistics generate(const Request& request, const std::function<bool(std::span<const Emitted>)>& emit) override {
+        const bool sampled = request.sampling.temperature > 0;
+        if (request.mode != Mode::baseline) (sampled ? sampled_taus : greedy_taus).insert(request.tree.tau);
+        const Emitted token = {1, Origin::target};
+        emit({&token, 1});
+        Statistics stats;
+        stats.emitted = 1;
+        stats.total_ms = 10 + std::abs(request.tree.nodes - 12) + (sampled ? std::abs(request.tree.tau - 2) : 0.0);
+        return stats;
+    }
+    TreeSettings default_tree() const override { return {}; }
+    EngineFacts facts() const override { return {}; }
+    std::string device_name() const override { return "timed"; }
+    std::vector<float> score(std::span<const int32_t>) override { return {}; }
+};
+
 }  // namespace
+
+TEST_CASE(
+    "tuning finds the fastest tree and calibration, and the latter without greedy text, which it does not touch") {
+    TimedDecoder decoder;
+    BenchPlan plan;
+    plan.prompts = {{"one", {1, 2}}};
+    plan.settings = {{"greedy", {}}, {"sampled", {.temperature = 1}}};
+    plan.modes = {Mode::baseline, Mode::staged};
+    plan.tree = {.nodes = 16, .tau = 0.9f};
+    const Tuned tuned = tune(decoder, plan, [](const std::string&) {});
+    CHECK(tuned.tree.nodes == 12);
+    CHECK(tuned.tree.tau == 2);
+    CHECK(tuned.tokens_per_s == doctest::Approx(100));
+    CHECK(decoder.sampled_taus == std::set<float>{0.75f, 0.9f, 1, 2, 3});
+
+    plan.settings.pop_back();
+    CHECK(tune(decoder, plan, [](const std::string&) {}).tree.tau == 0.9f);
+    CHECK(decoder.greedy_taus == std::set<float>{0.9f});
+}
 
 TEST_CASE("bench --tune keeps a tree that later runs take, and the text stays the same") {
     CacheFolder cache;
@@ -68,11 +109,14 @@ TEST_CASE("tuning files: what is not one is refused, no file is no settings") {
     TemporaryFolder folder;
     const std::string path = folder.path + "/tree.json";
     CHECK(!load_tuning(path).has_value());
-    for (const char* text : {"", "[]", "{", "{\"tree\": 3}",
-                             "{\"tree\": {\"nodes\": 8, \"depth\": 4, \"children\": 2, \"draft_width\": 4, "
-                             "\"draft_passes\": 2, \"ngram_nodes\": 1}, \"draft_cost\": -1, \"tau\": 1}",
-                             "{\"tree\": {\"nodes\": 8, \"depth\": 4, \"children\": 2, \"draft_width\": 4, "
-                             "\"draft_passes\": 2, \"ngram_nodes\": 1}, \"draft_cost\": 1, \"tau\": 0}"}) {
+    const std::string tree_alone =
+        "{\"tree\": {\"nodes\": 8, \"depth\": 4, \"children\": 2, \"draft_width\": 4, \"draft_passes\": 2, "
+        "\"ngram_nodes\": 1}, ";
+    std::ofstream(path) << tree_alone << "\"draft_cost\": 1, \"tau\": 1}";
+    CHECK(load_tuning(path).has_value());
+    for (const std::string& text :
+         {std::string(), std::string("[]"), std::string("{"), std::string("{\"tree\": 3}"),
+          tree_alone + "\"draft_cost\": -1, \"tau\": 1}", tree_alone + "\"draft_cost\": 1, \"tau\": 0}"}) {
         std::ofstream(path) << text;
         CHECK_THROWS_AS(load_tuning(path), Error);
     }
