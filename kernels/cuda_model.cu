@@ -224,11 +224,11 @@ void CudaModel::fold() {
     const float* ln_f_weight = model_.vector(0, model_.ln_f_weight);
     for (int l = 0; l < config_.n_layer; ++l) {
         const auto vector = [&](uint64_t offset) { return model_.vector(l, offset); };
-        norm(model_.halves(l, of.c_attn_weight), 3 * rows, vector(of.ln_1_weight), vector(of.ln_1_bias),
-             vector(of.c_attn_bias));
+        norm(model_.halves(l, of.c_attn_weight), rows_of(Matrix::c_attn) * rows, vector(of.ln_1_weight),
+             vector(of.ln_1_bias), vector(of.c_attn_bias));
         branch(vector(of.c_proj_bias), vector(of.ln_2_weight));
-        norm(model_.halves(l, of.c_fc_weight), 4 * rows, vector(of.ln_2_weight), vector(of.ln_2_bias),
-             vector(of.c_fc_bias));
+        norm(model_.halves(l, of.c_fc_weight), rows_of(Matrix::c_fc) * rows, vector(of.ln_2_weight),
+             vector(of.ln_2_bias), vector(of.c_fc_bias));
         branch(vector(of.mlp_proj_bias), l + 1 < config_.n_layer ? model_.vector(l + 1, of.ln_1_weight) : ln_f_weight);
     }
     norm(model_.halves(0, model_.lm_head), int(pad16(config_.n_vocab) / 16), ln_f_weight,
@@ -319,17 +319,14 @@ PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
                        .at = 0,
                        .nodes = nodes_,
                        .number = 0};
-    const LayerLayout& l = model_.layer;
     const int rows = config_.n_embd / 16;
-    const auto plan = [&](Matrix which, uint64_t weight, int n_tasks) {
-        const int before = which == Matrix::head ? config_.n_layer * kLayerRows : rows_before(which);
-        a.matrix[int(which)] = {weight, before * rows, n_tasks, n_tasks / n_blocks_, n_tasks % n_blocks_};
+    const auto plan = [&](Matrix which, uint64_t weight, int rows_before, int n_tasks) {
+        a.matrix[int(which)] = {weight, rows_before * rows, n_tasks, n_tasks / n_blocks_, n_tasks % n_blocks_};
     };
-    plan(Matrix::c_attn, l.c_attn_weight, 3 * rows);
-    plan(Matrix::c_proj, l.c_proj_weight, rows);
-    plan(Matrix::c_fc, l.c_fc_weight, 4 * rows);
-    plan(Matrix::mlp_proj, l.mlp_proj_weight, kSplit * rows);
-    plan(Matrix::head, model_.lm_head, int(pad16(config_.n_vocab) / 16));
+    for (const Matrix which : {Matrix::c_attn, Matrix::c_proj, Matrix::c_fc, Matrix::mlp_proj})
+        plan(which, weight_of(model_.layer, which), rows_before(which),
+             rows_of(which) * rows * (which == Matrix::mlp_proj ? kSplit : 1));
+    plan(Matrix::head, model_.lm_head, config_.n_layer * kLayerRows, int(pad16(config_.n_vocab) / 16));
     for (int at = 0, turn = 0; at <= kLayerMatrices * config_.n_layer; ++at) {
         a.turn[at] = uint16_t(turn);
         turn = (turn + a.matrix[at % kLayerMatrices].n_tasks) % n_blocks_;

@@ -131,12 +131,26 @@ struct MatrixPlan {
 enum class Matrix { c_attn, c_proj, c_fc, mlp_proj, head };
 constexpr int kLayerMatrices = 4;
 
-// What results are combined with (fold.cuh) is 2 x 16 floats for each 16 rows of these, layer by layer, then of the
-// head. Rows in multiples of n_embd: of a layer's matrices before one of them, of all.
+// Rows of a layer's matrices, in multiples of n_embd: of those before one, of all, of one. What results are combined
+// with (fold.cuh) is 2 x 16 floats for each 16 of these rows, layer by layer, then of the head's.
 HD constexpr int rows_before(Matrix which) {
-    return which == Matrix::c_attn ? 0 : which == Matrix::c_proj ? 3 : which == Matrix::c_fc ? 4 : 8;
+    return which == Matrix::c_attn     ? 0
+           : which == Matrix::c_proj   ? 3
+           : which == Matrix::c_fc     ? 4
+           : which == Matrix::mlp_proj ? 8
+                                       : 9;
 }
-constexpr int kLayerRows = 9;
+constexpr int kLayerRows = rows_before(Matrix::head);
+HD constexpr int rows_of(Matrix which) {
+    return rows_before(Matrix(int(which) + 1)) - rows_before(which);
+}
+// Where the weights of a layer's matrix begin.
+HD constexpr uint64_t weight_of(const LayerLayout& layer, Matrix which) {
+    return which == Matrix::c_attn   ? layer.c_attn_weight
+           : which == Matrix::c_proj ? layer.c_proj_weight
+           : which == Matrix::c_fc   ? layer.c_fc_weight
+                                     : layer.mlp_proj_weight;
+}
 constexpr int kMaxDeviceLayers = 64;
 
 struct PassArguments {

@@ -151,17 +151,31 @@ constexpr int kStageWeights = kTileUnits * kStageUnit;  // then (kStageQuads) of
 constexpr int kStageBytes = kStageWeights + kStageQuads * kQuadInput;
 constexpr int kMaxStages = 4;
 
+HD constexpr int parts_of(Matrix which) {
+    return which == Matrix::mlp_proj ? kSplit : 1;
+}
+// Units of 16 rows of a matrix of a layer, tiles of n tokens, tiles of both.
+HD constexpr int units_of(Matrix which, int n_embd) {
+    return rows_of(which) * n_embd / 16;
+}
+HD constexpr int token_tiles_of(int n) {
+    return (n + kTokenTile - 1) / kTokenTile;
+}
+HD constexpr int tiles_of(int units, int parts, int token_tiles) {
+    return (units + kTileUnits - 1) / kTileUnits * parts * token_tiles;
+}
+
 // What the multiplication of a matrix of layer `layer` looks like from a block.
 template <Matrix which>
 struct Tiles {
-    static constexpr int kParts = which == Matrix::mlp_proj ? kSplit : 1;
+    static constexpr int kParts = parts_of(which);
     const PrefillArguments& a;
     int layer;
     int E = a.model.n_embd;
-    int units = (which == Matrix::c_attn ? 3 : which == Matrix::c_fc ? 4 : 1) * E / 16;  // of 16 rows
-    int token_tiles = (a.n + kTokenTile - 1) / kTokenTile;
+    int units = units_of(which, E);
+    int token_tiles = token_tiles_of(a.n);
     int quads = E / 64;  // of a unit
-    int count = (units + kTileUnits - 1) / kTileUnits * kParts * token_tiles;
+    int count = tiles_of(units, kParts, token_tiles);
 
     // Neighbours in time share their weights.
     struct Tile {
@@ -222,12 +236,7 @@ struct Fetch {
     __device__ explicit Fetch(const Tiles<which>& t) : tiles(t), ring{t.a} { find(); }
     __device__ void find() {
         const PrefillArguments& a = tiles.a;
-        const LayerLayout& l = a.model.layer;
-        const uint64_t matrix = which == Matrix::c_attn   ? l.c_attn_weight
-                                : which == Matrix::c_proj ? l.c_proj_weight
-                                : which == Matrix::c_fc   ? l.c_fc_weight
-                                                          : l.mlp_proj_weight;
-        const uint16_t* weights = a.model.halves(tiles.layer, matrix);
+        const uint16_t* weights = a.model.halves(tiles.layer, weight_of(a.model.layer, which));
         const uint16_t* input = which == Matrix::mlp_proj ? a.scratch.mlp : a.scratch.input;
         const auto tile = tiles.tile(index);
         const int at = tile.first_unit + warp();
@@ -591,7 +600,7 @@ PrefillSetup prefill_setup(int max_shared, int device_shared) {
 void enqueue_prefill(const DeviceModel& model, const float* vectors, const PrefillScratch& scratch,
                      const PrefillSetup& setup, int n_blocks, int base, std::span<const int32_t> tokens,
                      CUstream_st* stream) {
-    const int n = int(tokens.size()), E = model.n_embd;
+    const int n = int(tokens.size());
     const PrefillArguments a = {model, vectors, scratch, n, base, setup.n_slots};
     // early: may start before the kernel before it has ended.
     const auto launch = [&](auto* kernel, int blocks, int threads, int shared, bool early, auto... arguments) {
@@ -610,23 +619,23 @@ void enqueue_prefill(const DeviceModel& model, const float* vectors, const Prefi
     const auto norm = [&](Matrix which, int layer) {
         launch(prefill_norm, n, kMultiplyThreads, 0, true, which, layer);
     };
-    const auto multiply = [&](auto* kernel, int units, int parts, int layer) {
-        const int tiles = (units + kTileUnits - 1) / kTileUnits * parts * ((n + kTokenTile - 1) / kTokenTile);
-        launch(kernel, std::min(tiles, n_blocks), kGemmThreads, kBarrierBytes + setup.n_slots * kStageBytes, true,
-               layer);
+    const auto multiply = [&]<Matrix which>(int layer) {
+        const int tiles = tiles_of(units_of(which, model.n_embd), parts_of(which), token_tiles_of(n));
+        launch(prefill_multiply<which>, std::min(tiles, n_blocks), kGemmThreads,
+               kBarrierBytes + setup.n_slots * kStageBytes, true, layer);
     };
     PrefillText text;
     std::copy(tokens.begin(), tokens.end(), text.token);
     launch(prefill_embed, n, kMultiplyThreads, 0, false, text);
     for (int layer = 0; layer < model.n_layer; ++layer) {
         norm(Matrix::c_attn, layer);
-        multiply(prefill_multiply<Matrix::c_attn>, 3 * E / 16, 1, layer);
+        multiply.operator()<Matrix::c_attn>(layer);
         if (layer + 1 == model.n_layer) break;
         launch(prefill_attention, (n + kTextGroup - 1) / kTextGroup * model.n_head, kAttentionThreads, kAttentionBytes,
                true, layer);
-        multiply(prefill_multiply<Matrix::c_proj>, E / 16, 1, layer);
+        multiply.operator()<Matrix::c_proj>(layer);
         norm(Matrix::c_fc, layer);
-        multiply(prefill_multiply<Matrix::c_fc>, 4 * E / 16, 1, layer);
-        multiply(prefill_multiply<Matrix::mlp_proj>, E / 16, kSplit, layer);
+        multiply.operator()<Matrix::c_fc>(layer);
+        multiply.operator()<Matrix::mlp_proj>(layer);
     }
 }
