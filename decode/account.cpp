@@ -12,17 +12,24 @@ namespace {
 struct Weights {
     double layers = 0, head = 0;  // bytes; the last LayerNorm counts with the head
     double layer_elements = 0, head_elements = 0;
+    double last = 0, last_elements = 0;  // of the last layer's, what comes after its keys and values
 };
 
 Weights weights_of(const Config& config) {
     const ModelLayout layout(config);
+    const std::string last = "h." + std::to_string(config.n_layer - 1) + ".";
     Weights weights;
     for (const TensorPlace& tensor : layout.tensor) {
         const bool head = tensor.offset == layout.lm_head || tensor.name.starts_with("ln_f");
         if (!head && !tensor.name.starts_with("h.")) continue;
+        const double elements = tensor.form == Form::tiles ? double(tensor.rows) * double(tensor.columns) : 0;
         (head ? weights.head : weights.layers) += double(tensor.size);
-        if (tensor.form == Form::tiles)
-            (head ? weights.head_elements : weights.layer_elements) += double(tensor.rows) * double(tensor.columns);
+        (head ? weights.head_elements : weights.layer_elements) += elements;
+        if (!tensor.name.starts_with(last) || tensor.name.starts_with(last + "ln_1") ||
+            tensor.name.starts_with(last + "attn.c_attn"))
+            continue;
+        weights.last += double(tensor.size);
+        weights.last_elements += elements;
     }
     return weights;
 }
@@ -31,15 +38,7 @@ Weights weights_of(const Config& config) {
 // that come after its keys and values not at all.
 Cost prefill_cost(const Config& config, int n, const EngineFacts& engine) {
     const int width = std::max(std::min(engine.pass_width, kMaxNodes), engine.prefill_width);
-    const std::string last = "h." + std::to_string(config.n_layer - 1) + ".";
-    Weights unread;
-    for (const TensorPlace& tensor : ModelLayout(config).tensor) {
-        if (!tensor.name.starts_with(last) || tensor.name.starts_with(last + "ln_1") ||
-            tensor.name.starts_with(last + "attn.c_attn"))
-            continue;
-        unread.layers += double(tensor.size);
-        if (tensor.form == Form::tiles) unread.layer_elements += double(tensor.rows) * double(tensor.columns);
-    }
+    const Weights weights = weights_of(config);
     Cost sum;
     for (int at = 0; at < n; at += width) {
         const double nodes = std::min(width, n - at);
@@ -49,8 +48,8 @@ Cost prefill_cost(const Config& config, int n, const EngineFacts& engine) {
             continue;
         }
         Cost piece = cost_of(config, work, {engine.kv_value_bytes, int(nodes)});
-        piece.bytes.weights -= unread.layers;
-        piece.flops -= 2 * nodes * unread.layer_elements + 4.0 * config.n_embd * nodes * work.node_context;
+        piece.bytes.weights -= weights.last;
+        piece.flops -= 2 * nodes * weights.last_elements + 4.0 * config.n_embd * nodes * work.node_context;
         sum += piece;
     }
     return sum;

@@ -192,6 +192,7 @@ void Reference::multiply_normal(const uint16_t* weight, int rows, const float* b
                           : (x[e] - row[i].mean) * row[i].scale * norm_weight[e] + norm_bias[e];
     }
     matmul(n_threads_, weight, rows, E, h_.data(), n - first, out);
+    if (!halves && !bias) return;
     std::vector<float> folded(halves ? 2 * stride : 0);
     if (halves) {
         std::vector<float> norm(2 * stride_);

@@ -5,8 +5,8 @@
 
 Runs a short generation in each mode under ncu, adds up dram__bytes_read and dram__bytes_write of its kernels (but those
 that prepare the weights once, when the model is loaded), and ends with 1 if the account is off by more than the
-tolerance. Clocks and caches are left as they are: a flush before
-each kernel would add bytes that no run moves. Models that fit into the L2 cache (the demo) move less than accounted.
+tolerance. Clocks and caches are left as they are: a flush before each kernel would add bytes that no run moves. Models
+that fit into the L2 cache (the demo) move less than accounted.
 """
 import argparse
 import csv
