@@ -324,8 +324,7 @@ PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
         a.matrix[int(which)] = {weight, rows_before * rows, n_tasks, n_tasks / n_blocks_, n_tasks % n_blocks_};
     };
     for (const Matrix which : {Matrix::c_attn, Matrix::c_proj, Matrix::c_fc, Matrix::mlp_proj})
-        plan(which, weight_of(model_.layer, which), rows_before(which),
-             rows_of(which) * rows * (which == Matrix::mlp_proj ? kSplit : 1));
+        plan(which, weight_of(model_.layer, which), rows_before(which), rows_of(which) * rows * parts_of(which));
     plan(Matrix::head, model_.lm_head, config_.n_layer * kLayerRows, int(pad16(config_.n_vocab) / 16));
     for (int at = 0, turn = 0; at <= kLayerMatrices * config_.n_layer; ++at) {
         a.turn[at] = uint16_t(turn);

@@ -144,6 +144,10 @@ constexpr int kLayerRows = rows_before(Matrix::head);
 HD constexpr int rows_of(Matrix which) {
     return rows_before(Matrix(int(which) + 1)) - rows_before(which);
 }
+// Parts that its columns are multiplied in, of n_embd each.
+HD constexpr int parts_of(Matrix which) {
+    return which == Matrix::mlp_proj ? kSplit : 1;
+}
 // Where the weights of a layer's matrix begin.
 HD constexpr uint64_t weight_of(const LayerLayout& layer, Matrix which) {
     return which == Matrix::c_attn   ? layer.c_attn_weight

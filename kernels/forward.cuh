@@ -140,11 +140,9 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
             const bool there = e.node < n;
             const auto& vectors = shared_state.vectors[e.unit];
             if (which == Matrix::c_proj || which == Matrix::mlp_proj) {
-                if (which == Matrix::mlp_proj) {
-                    if (!gathers(e.task)) {
-                        ptx::store_word(part_word(s, e.task, e), __float_as_uint(sum), number());
-                        return;
-                    }
+                if (which == Matrix::mlp_proj && !gathers(e.task)) {
+                    ptx::store_word(part_word(s, e.task, e), __float_as_uint(sum), number());
+                    return;
                 }
                 const uint2 loaded = loads_x_early() && which == Matrix::c_proj && is_first ? x_ahead : x_of(e);
                 if (which == Matrix::mlp_proj) sum = gather_parts(s, e, sum, number());

@@ -151,9 +151,6 @@ constexpr int kStageWeights = kTileUnits * kStageUnit;  // then (kStageQuads) of
 constexpr int kStageBytes = kStageWeights + kStageQuads * kQuadInput;
 constexpr int kMaxStages = 4;
 
-HD constexpr int parts_of(Matrix which) {
-    return which == Matrix::mlp_proj ? kSplit : 1;
-}
 // Units of 16 rows of a matrix of a layer, tiles of n tokens, tiles of both.
 HD constexpr int units_of(Matrix which, int n_embd) {
     return rows_of(which) * n_embd / 16;

@@ -59,12 +59,6 @@ __device__ inline uint4 load_shared_16(uint32_t address) {
                  : "memory");
     return v;
 }
-__device__ inline uint2 load_shared_8(uint32_t address) {
-    uint2 v;
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
-    return v;
-}
-
 __device__ inline void store_shared_8(uint32_t address, uint32_t x, uint32_t y) {
     asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(x), "r"(y) : "memory");
 }

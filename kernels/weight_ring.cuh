@@ -48,7 +48,7 @@ __device__ inline TaskMatrix task_matrix(const PassArguments& a, int at) {
     const int turn = int(blockIdx.x) - a.turn[at], first = turn < 0 ? turn + int(gridDim.x) : turn;
     return {reinterpret_cast<const uint16_t*>(a.model.weights + layer * a.model.layer_stride + plan.weight),
             a.vectors + (layer * layer_units + plan.vectors) * 32, first, plan.turns + (first < plan.rest),
-            which == Matrix::mlp_proj ? kSplit : 1};
+            parts_of(which)};
 }
 
 extern __shared__ __align__(128) uint8_t shared_memory[];  // SharedLayout's regions
