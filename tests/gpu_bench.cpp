@@ -17,56 +17,52 @@ double seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Microseconds of a pass of n nodes, n logits, at `base`: the median of five runs of `repeats` passes each.
+// Seconds of work(), which waits for the device: the median of `runs` after one that does not count.
+template <class Work>
+double median_seconds(int runs, const Work& work) {
+    std::vector<double> times;
+    for (int run = 0; run <= runs; ++run) {
+        const double start = seconds();
+        work();
+        if (run) times.push_back(seconds() - start);
+    }
+    return quantile(times, 0.5);
+}
+
+// Microseconds of a pass of n nodes, n logits, at `base`, of `repeats` one after the other.
 double pass_us(CudaModel& model, int base, int n, int n_logits, int repeats) {
     int32_t token[kMaxNodes], parent[kMaxNodes];
     for (int i = 0; i < n; ++i) token[i] = 17 * i + 3, parent[i] = (i + 1) / 2 - 1;
     const Pass pass = {base, 0, n, token, parent, n_logits};
-    std::vector<double> times;
-    for (int run = 0; run < 6; ++run) {
-        const double start = seconds();
+    const double all = median_seconds(5, [&] {
         for (int i = 0; i < repeats; ++i) model.forward(pass);
         model.synchronise();
-        if (run) times.push_back((seconds() - start) / repeats * 1e6);
-    }
-    return quantile(times, 0.5);
+    });
+    return all / repeats * 1e6;
 }
 
-// Milliseconds of prefilling n tokens: the median of five.
+// Milliseconds of prefilling n tokens.
 double prefill_ms(CudaModel& model, int n) {
     const std::vector<int32_t> text(n, 7);
-    std::vector<double> times;
-    for (int run = 0; run < 6; ++run) {
-        const double start = seconds();
-        model.prefill(0, text);
-        model.synchronise();
-        if (run) times.push_back((seconds() - start) * 1e3);
-    }
-    return quantile(times, 0.5);
+    return 1e3 * median_seconds(5, [&] {
+               model.prefill(0, text);
+               model.synchronise();
+           });
 }
 
 // The same of n nodes in passes as wide as can be.
 double passes_ms(CudaModel& model, int n) {
-    int32_t token[kMaxNodes] = {}, parent[kMaxNodes];
-    for (int i = 0; i < kMaxNodes; ++i) parent[i] = i - 1;
-    std::vector<double> times;
-    for (int run = 0; run < 6; ++run) {
-        const double start = seconds();
-        for (int at = 0; at < n; at += kMaxNodes) model.forward({at, 0, std::min(kMaxNodes, n - at), token, parent, 0});
-        model.synchronise();
-        if (run) times.push_back((seconds() - start) * 1e3);
-    }
-    return quantile(times, 0.5);
+    const int32_t token[kMaxNodes] = {};
+    return 1e3 * median_seconds(5, [&] {
+               for (int at = 0; at < n; at += kMaxNodes)
+                   model.forward({at, 0, std::min(kMaxNodes, n - at), token, kChain, 0});
+               model.synchronise();
+           });
 }
 
 double decode_us(CudaModel& model, int base, int n) {
-    std::vector<double> times;
-    for (int run = 0; run < 4; ++run) {
-        const double start = seconds();
-        model.decode(5, base, n, -1, {}, [](int32_t) { return true; });
-        if (run) times.push_back((seconds() - start) / n * 1e6);
-    }
-    return quantile(times, 0.5);
+    const double all = median_seconds(3, [&] { model.decode(5, base, n, -1, {}, [](int32_t) { return true; }); });
+    return all / n * 1e6;
 }
 
 }  // namespace

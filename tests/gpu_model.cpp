@@ -1,5 +1,7 @@
 #include "tests/gpu_model.h"
 
+#include <random>
+
 #include "kernels/cuda_decoder.h"
 #include "model/half.h"
 #include "tests/skip.h"
@@ -41,4 +43,11 @@ RandomModel make_large_model(int n_layer, int n_head, int n_positions, int n_voc
                 }
     }
     return model;
+}
+
+std::vector<int32_t> random_text(int n, int n_vocab, uint64_t seed) {
+    std::mt19937_64 generator(seed);
+    std::vector<int32_t> text(n);
+    for (int32_t& token : text) token = int32_t(generator() % n_vocab);
+    return text;
 }

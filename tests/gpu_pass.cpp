@@ -60,18 +60,6 @@ std::vector<std::vector<float>> one_by_one(CudaModel& model, std::span<const int
     return rows;
 }
 
-std::vector<int32_t> random_text(int n, int n_vocab, uint64_t seed) {
-    std::mt19937_64 generator(seed);
-    std::vector<int32_t> text(n);
-    for (int32_t& token : text) token = int32_t(generator() % n_vocab);
-    return text;
-}
-
-constexpr int32_t kChain[kMaxNodes] = {-1, 0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14,
-                                       15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30,
-                                       31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46,
-                                       47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62};
-
 // Passes of the given width over a text, on both engines.
 Difference compare(CudaModel& gpu, Reference& cpu, std::span<const int32_t> text, int width) {
     Difference difference;

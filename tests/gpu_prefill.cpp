@@ -30,13 +30,6 @@ void clear_cache(CudaModel& model) {
     REQUIRE(store(m.kv, std::vector<uint16_t>(cache_size(m), kUntouched)));
 }
 
-std::vector<int32_t> random_text(int n, int n_vocab, uint64_t seed) {
-    std::mt19937_64 generator(seed);
-    std::vector<int32_t> text(n);
-    for (int32_t& token : text) token = int32_t(generator() % n_vocab);
-    return text;
-}
-
 // The cache after the text, decoded token by token.
 std::vector<uint16_t> one_by_one(CudaModel& model, std::span<const int32_t> text) {
     const int32_t parent = -1, slot = 0;
