@@ -12,7 +12,8 @@
 #include "kernels/pass_kernels.cuh"
 
 static constexpr int kStagings = 8;
-static constexpr int kEnoughSlots = 12, kFewSlots = 5;  // of the ring
+static constexpr int kEnoughSlots = 16, kFewSlots = 10;  // of the ring
+static constexpr int kUsualUnits = 4;                    // that a block has of a layer's matrix, at most
 static constexpr uint64_t kUploadBytes = 8 << 20;
 
 struct CudaModel::HostMemory {
@@ -101,7 +102,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
         throw Error(kExitFailed, "the layers of the model are not evenly spaced in its section");
 
     for (int width = kMaxNodes; width >= 8 && max_width_ == 0; width /= 2)
-        if (shared_layout(width / 8).n_slots >= 2) max_width_ = width;
+        if (shared_layout(width).n_slots >= 2) max_width_ = width;
     if (max_width_ == 0)
         throw Error(kExitNoGpu, "this model's rows of " + std::to_string(c.n_embd) +
                                     " columns don't fit the GPU's shared memory; run it with --device cpu");
@@ -253,34 +254,28 @@ void CudaModel::synchronise() {
     cuda_check(status, "running a pass");
 }
 
-SharedLayout CudaModel::shared_layout(int column_tiles) const {
-    const int E = config_.n_embd, width = 8 * column_tiles;
+SharedLayout CudaModel::shared_layout(int n) const {
+    const int E = config_.n_embd, tiles = column_tiles(n);
     SharedLayout s = {};
     s.input_stride = E + 32;
-    s.attention_nodes = 1;  // as many as let each block take one group, if they may be so many
-    while (s.attention_nodes < kGroup &&
-           config_.n_head * ((width + s.attention_nodes - 1) / s.attention_nodes) > n_blocks_)
-        ++s.attention_nodes;
-    const auto aligned_128 = [](int n) { return (n + 127) / 128 * 128; };
-    const int unit_bytes = unit_pieces(E) * column_tiles * kFragment * 4, rows_bytes = width * s.input_stride * 2;
-    // Shared memory that lets the ring run dry is worth less elsewhere.
-    for (s.attention_warps = kMultiplyWarps, s.held_units = kMaxHeldUnits;;) {
-        const int partial_bytes = aligned_128(s.held_units * unit_bytes);
-        const int input_bytes =
-            std::max(rows_bytes, attention_bytes(s.attention_warps, s.attention_nodes) - partial_bytes);
+    // As few nodes of a head together as take no more rounds over the blocks than the most nodes would.
+    const auto rounds = [&](int group) {
+        return (config_.n_head * ((n + group - 1) / group) + n_blocks_ - 1) / n_blocks_;
+    };
+    s.attention_nodes = 1;
+    while (rounds(s.attention_nodes) > rounds(kGroup)) ++s.attention_nodes;
+    const auto aligned_128 = [](int bytes) { return (bytes + 127) / 128 * 128; };
+    const int unit_bytes = unit_pieces(E) * tiles * kFragment * 4, rows_bytes = 8 * tiles * s.input_stride * 2;
+    // Sums of fewer units at a time where the ring would be short.
+    for (s.held_units = kMaxHeldUnits;;) {
         s.partial = 0;
-        s.input = partial_bytes;
-        s.ring = aligned_128(s.input + input_bytes);
+        s.input = aligned_128(s.held_units * unit_bytes);
+        s.ring = aligned_128(std::max(
+            {int(s.input) + rows_bytes, attention_bytes(s.attention_nodes, tiles == 1), int(sizeof(ChooseSpace))}));
         s.n_slots = std::min(kMaxRingSlots, (max_shared_ - kSharedState - int(s.ring)) / kSlotBytes);
         s.bytes = s.ring + std::max(s.n_slots, 0) * kSlotBytes;
-        if (s.n_slots >= kEnoughSlots) break;
-        const bool for_attention = input_bytes > rows_bytes;  // it decides the size, whatever the sums take
-        if (s.n_slots < kFewSlots && s.attention_warps > 1 && for_attention)
-            s.attention_warps /= 2;
-        else if (s.held_units > 1 && !for_attention)
-            --s.held_units;
-        else
-            break;
+        if (s.n_slots >= (s.held_units > kUsualUnits ? kEnoughSlots : kFewSlots) || s.held_units == 1) break;
+        --s.held_units;
     }
     return s;
 }
@@ -310,7 +305,7 @@ PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
                        .piece_quads = piece_quads(config_.n_embd),
                        .per_piece = 0x10000u / unit_pieces(config_.n_embd) + 1,
                        .scratch = scratch_,
-                       .shared = shared_layout(column_tiles(n)),
+                       .shared = shared_layout(n),
                        .pace = pace,
                        .pass = pass,
                        .device_pass = nullptr,
@@ -331,13 +326,6 @@ PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
         turn = (turn + a.matrix[at % kLayerMatrices].n_tasks) % n_blocks_;
     }
     std::swap(scratch_.counter, scratch_.next_counter);
-    // As few nodes of a head together as take no more rounds over the blocks than the most nodes would.
-    const auto rounds = [&](int group) {
-        return (model_.n_head * ((n + group - 1) / group) + n_blocks_ - 1) / n_blocks_;
-    };
-    int group = 1;
-    while (rounds(group) > rounds(a.shared.attention_nodes)) ++group;
-    a.shared.attention_nodes = group;
     return a;
 }
 
@@ -385,7 +373,7 @@ void CudaModel::launch(const DevicePass& pass, const DevicePass* device_pass, in
 
 void CudaModel::enqueue(int n, const DevicePass* device_pass, CUstream_st* stream) {
     int least = 1;
-    for (const int most : {1, 8, 16, 32, 64}) {
+    for (const int most : {8, 16, 32, 64}) {
         if (least <= n) launch({}, device_pass, least, std::min(most, n), stream);
         least = most + 1;
     }

@@ -84,7 +84,7 @@ private:
     void run(const DevicePass& pass);
     void launch(const DevicePass& pass, const DevicePass* device_pass, int least, int most, CUstream_st* stream);
     ChooseArguments choose_arguments(const Sampling& sampling) const;
-    SharedLayout shared_layout(int column_tiles) const;
+    SharedLayout shared_layout(int n) const;  // of a launch for up to n nodes
 
     Config config_;
     int device_, n_blocks_ = 0, max_shared_ = 0, max_width_ = 0;

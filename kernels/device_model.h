@@ -116,7 +116,6 @@ struct SharedLayout {
     int input_stride, n_slots;
     int held_units;       // whose sums `partial` holds at a time
     int attention_nodes;  // of one head that a block takes at a time
-    int attention_warps;  // that take its chunks
 };
 
 // A matrix of each layer, or the head, as the pass reads it (weight_ring.cuh).

@@ -53,42 +53,37 @@ __device__ inline void put_two(const Rows& rows, uint32_t at, float first, float
 }
 
 // Fetches n_embd halves of each of n rows into the block's input: from value `first` on, rows `stride` values apart.
-// Has waited for them; meanwhile() runs while they are on the way.
+// Has waited for them; meanwhile() runs while they are on the way. A warp takes one row at a time; of words, where rows
+// are few, 2 to 16 warps share one.
 template <bool words, class Meanwhile>
 __device__ inline void collect_input(const Block& b, const Rows& rows, int first, int stride, int n, int n_embd,
                                      uint32_t number, const Meanwhile& meanwhile) {
-    const int steps = n_embd / (words ? 4 : 8);  // of 16 bytes a row
-    int left = (n * steps - int(b.thread) + kMultiplyThreads - 1) / kMultiplyThreads, row = 0, at = b.thread;
-    const auto settle = [&] {
-        while (at >= steps) at -= steps, ++row;
-    };
-    settle();
-    while (left > 0) {
+    const int steps = n_embd / (words ? 4 : 8);                                                     // of 16 bytes a row
+    const int spread = words ? __clz(n - 1) - __clz(kMultiplyWarps - 1) : 0, lanes = 32 << spread;  // that share a row
+    for (int row = b.thread >> (5 + spread); row < n; row += kMultiplyWarps >> spread) {
+        int at = b.thread & (lanes - 1);
         if (words) {
 #if __CUDA_ARCH__ == 900
             constexpr int kBatch = 2;
 #else
             constexpr int kBatch = 1;  // ptxas needs more registers there
 #endif
-            uint32_t offset[kBatch], to[kBatch];
-            uint4 pair[kBatch];
+#pragma unroll 1
+            for (; at < steps; at += kBatch * lanes) {
+                uint32_t offset[kBatch];
+                uint4 pair[kBatch];
 #pragma unroll
-            for (int k = 0; k < kBatch; ++k) {
-                offset[k] = first + row * stride + at * 2;
-                to[k] = b.input_at(row, at * 4);
-                at += kMultiplyThreads;
-                settle();
+                for (int k = 0; k < kBatch; ++k) offset[k] = first + row * stride + (at + k * lanes) * 2;
+                const int there = at + lanes < steps ? kBatch : 1;
+                collect(b, rows.word, offset, there, number, pair);
+#pragma unroll
+                for (int k = 0; k < kBatch; ++k)
+                    if (k < there) ptx::store_shared_8(b.input_at(row, (at + k * lanes) * 4), pair[k].x, pair[k].z);
             }
-            collect(b, rows.word, offset, left, number, pair);
-#pragma unroll
-            for (int k = 0; k < kBatch; ++k)
-                if (k < left) ptx::store_shared_8(to[k], pair[k].x, pair[k].z);
-            left -= kBatch;
         } else {
-            ptx::copy_16(b.input_at(row, at * 8), rows.value + first + row * stride + at * 4);
-            at += kMultiplyThreads;
-            settle();
-            --left;
+            const uint32_t to = b.input_at(row, 0);
+            const uint32_t* from = rows.value + first + row * stride;
+            for (; at < steps; at += lanes) ptx::copy_16(to + at * 16, from + at * 4);
         }
     }
     meanwhile();

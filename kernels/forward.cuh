@@ -107,15 +107,19 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
 
 #pragma unroll 1
     for (int at = 0; at < kLayerMatrices * m.n_layer + (pass.n_logits > 0); ++at) {
-        b.thread = ptx::kept(threadIdx.x);  // what follows from it is worked out anew, else it would fill the registers
-        const int layer = at / kLayerMatrices;
-        const Matrix which = matrix_kind(a, at);
-        const TaskMatrix matrix = task_matrix(a, at);
         const auto number = [&] { return pass.number + 1 + at; };  // of this matrix's result
+        // What follows from `kept` values is worked out anew, else it would fill the registers.
+        b.thread = ptx::kept(threadIdx.x);
+        if (matrix_kind(a, at) == Matrix::c_proj) {
+            tree_attention<kWords>(b, pass, at / kLayerMatrices, number() - 1, number());
+            b.thread = ptx::kept(threadIdx.x);
+        }
+        const int kept_at = ptx::kept(at), layer = kept_at / kLayerMatrices;
+        const Matrix which = matrix_kind(a, kept_at);
+        const TaskMatrix matrix = task_matrix(a, kept_at);
         const bool has_work = matrix.units > 0;
         const int first = which == Matrix::head ? pass.n - pass.n_logits : 0, n = pass.n - first;  // nodes
 
-        if (which == Matrix::c_proj) tree_attention<kWords>(b, pass, layer, number() - 1, number());
         const auto x_of = [&](const Element& e) {  // of the 16 columns that c_proj or mlp_proj adds to
             return e.node < n ? load_x<kWords>(a, e.node, e.task / matrix.parts, e.row) : uint2{};
         };

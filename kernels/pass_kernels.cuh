@@ -60,8 +60,6 @@ __device__ inline void carry_mail(const DecodeArguments& d) {
     }
 }
 
-static_assert(sizeof(ChooseSpace) <= attention_bytes(1, 1), "sampling works in the place of attention");
-
 // A function of its own, lest it take registers from the pass.
 static __device__ __noinline__ int32_t choose_one(ChooseSpace& space, const float* logits, int n_vocab,
                                                   const Sampling& sampling, int position) {

@@ -41,7 +41,7 @@ __device__ inline void block_barrier() {
     ptx::barrier(1, kMultiplyThreads);
 }
 
-constexpr int kMaxRingSlots = 16;
+constexpr int kMaxRingSlots = 20;
 constexpr int kMaxHeldUnits = 8;
 
 // What the multiplying warps are at: the streaming warp sets its pace by it.

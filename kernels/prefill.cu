@@ -476,7 +476,7 @@ constexpr int kAttentionBlocks = 1;  // ptxas needs more registers there
 using TextResults = NodeResults<2>;
 constexpr int kAttentionBytes = kTextGroup * (kQueryStride + TextResults::kFloats) * 4;
 
-// A chunk's keys and values in registers, where Staged has them in shared memory.
+// A chunk's keys and values in registers, in the order of tree_attention.cuh's Chunk.
 struct HeldChunk {
     uint4 piece[2][2][2];  // keys, values; half; row 8 j + lane / 4
     int lane;
@@ -542,11 +542,9 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
         held.load(rows, first, base + n - 1);
         // The chunk's share in the results of tokens token .. token + count - 1.
         const auto attend = [&](int token, int count) {
-            Query query;
-            load_query(query, q + token * kQueryStride, count, lane);
             float* node = results + token * TextResults::kFloats;
             attend_chunk<TextResults>(node + result * kHeadSize, node + TextResults::kStats + 2 * result, count,
-                                      !shared || chunk < kClasses, query, held,
+                                      !shared || chunk < kClasses, q + token * kQueryStride, held,
                                       min(kChunk, base + token + lane / 4 - first + 1));
         };
         if (shared || held.finite()) {

@@ -30,7 +30,7 @@ __device__ inline uint2 load_x(const PassArguments& a, int node, int unit, int r
 }
 // Whether c_proj's blocks load it before they multiply.
 HD constexpr bool loads_x_early() {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ == 900
     return true;
 #else
     return false;  // ptxas needs more registers there

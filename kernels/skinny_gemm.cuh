@@ -138,11 +138,8 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
             const int quads = piece + 1 < pieces ? a.piece_quads : a.model.n_embd / 64 - piece * a.piece_quads;
             float sum[kTiles][4];
             multiply_piece(b, from, quads, b.input_at(row, piece * a.piece_quads * 64 + lane % 4 * 8), sum);
-            __syncwarp();
-            if (lane == 0) {
-                ptx::mbarrier_arrive(b.ring.empty(from.slot));
-                if (first + held == matrix.units && item + 1 == n_items) set_doing(afterwards);
-            }
+            ptx::mbarrier_arrive(b.ring.empty(from.slot));
+            if (lane == 0 && first + held == matrix.units && item + 1 == n_items) set_doing(afterwards);
             float* to = b.partial() + (of_held * NT + group * kTiles) * kFragment;
 #pragma unroll
             for (int c = 0; c < kTiles; ++c)

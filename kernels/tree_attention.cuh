@@ -38,29 +38,17 @@ struct NodeResults {
 };
 using TreeResults = NodeResults<kOwnChunks>;
 
-// A block's shared memory during attention, in the place of the partial sums and the matrix input.
-constexpr int kStagedBytes = 2 * kChunk * kHeadSize * 2;  // of a warp: keys and values
-constexpr int kQueryBytes = kGroup * kQueryStride * 4;
-constexpr int attention_bytes(int warps, int group) {
-    return warps * kStagedBytes + kQueryBytes + kWordNodes * 2 * kRowStride * 2 + group * TreeResults::kFloats * 4;
+// A block's shared memory during attention, in the place of the partial sums and the matrix input: the values of each
+// warp's chunk; q of up to kGroup nodes of a head; in passes of up to 8 nodes their new keys and values; results of up
+// to `group` nodes of a head.
+constexpr int kValueBytes = kChunk * kHeadSize * 2;
+constexpr int kQueryAt = kMultiplyWarps * kValueBytes, kFreshAt = kQueryAt + kGroup * kQueryStride * 4;
+HD constexpr int results_at(bool words) {
+    return kFreshAt + (words ? kWordNodes * 2 * kRowStride * 2 : 0);
 }
-
-// The keys and values of a warp's chunk in shared memory: (2, kChunk, 8) pieces of 16 bytes, row after row. In odd rows
-// the halves of the row are swapped, so that a warp reads rows g and g + 1 from different banks. A lane copies piece
-// lane % 8 of the rows 4 i + lane / 8 and reads pieces t and t + 4 of the rows 8 j + g.
-struct Staged {
-    uint8_t* memory;
-    int lane;
-    static constexpr int kValues = kChunk * kHeadSize * 2;  // bytes to the values
-    static constexpr int kCopies = kChunk / 4;              // of a lane
-
-    __device__ uint8_t* copied(int i) const { return memory + (lane ^ lane / 8 % 2 * 4) * 16 + i * 512; }
-    __device__ uint4 read(int j, int half, bool values) const {
-        const int g = lane / 4, t = lane % 4;
-        return *reinterpret_cast<const uint4*>(memory + values * kValues + g * 128 + (t ^ g % 2 * 4 ^ half * 4) * 16 +
-                                               j * 1024);
-    }
-};
+HD constexpr int attention_bytes(int group, bool words) {
+    return results_at(words) + group * TreeResults::kFloats * 4;
+}
 
 // A head's keys in the cache; its values lie `to_values` halves further.
 struct HeadRows {
@@ -68,29 +56,43 @@ struct HeadRows {
     uint32_t to_values;
 };
 
-// Starts copying the lane's piece of row 4 i + lane / 8 from the cache's row `at`; -1: none, zeros.
-__device__ inline void stage_row(const Staged& staged, const HeadRows& rows, int i, int at) {
-    uint8_t* to = staged.copied(i);
-    if (at >= 0) {
-        const uint16_t* from = rows.keys + at * kHeadSize + staged.lane % 8 * 8;
-        ptx::copy_16(ptx::shared_address(to), from);
-        ptx::copy_16(ptx::shared_address(to) + Staged::kValues, from + rows.to_values);
-    } else {
-        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<uint4*>(to + Staged::kValues) = {0, 0, 0, 0};
-    }
-}
-// Copies it from node `node` of this pass. fresh: (nodes of the pass, 2: key and value, kRowStride) shared memory.
-__device__ inline void stage_fresh(const Staged& staged, const uint16_t* fresh, int i, int node) {
-    const uint4* from = reinterpret_cast<const uint4*>(fresh + node * 2 * kRowStride) + staged.lane % 8;
-    uint8_t* to = staged.copied(i);
-    *reinterpret_cast<uint4*>(to) = from[0];
-    *reinterpret_cast<uint4*>(to + Staged::kValues) = from[kRowStride / 8];
-}
+// The keys and values of a warp's chunk: lane 4 g + t has columns 8 t .. + 7 and 32 + 8 t .. + 7 of rows g and 8 + g,
+// the keys in registers, the values, which are needed later, in shared memory. There, nobody else touches them.
+struct Chunk {
+    uint4 key[2][2];  // half; row
+    uint32_t values;  // shared address: (half, row) 512 bytes apart
+    int lane;
 
-// q of up to 8 nodes as A fragments, 4 steps of 16 columns, in the order in which Staged hands out the keys' columns:
-// row g holds node g's high halves, row g + 8 its low halves.
-struct Query {
-    uint32_t a[4][4];
+    __device__ uint32_t value(int j, int half) const { return values + (half * 2 + j) * 512; }
+    __device__ uint4 read(int j, int half, bool of_values) const {
+        return of_values ? ptx::load_shared_16(value(j, half)) : key[half][j];
+    }
+
+    // Starts to load the cache's row `at` as row j.
+    __device__ void load_row(const HeadRows& rows, int j, int at) {
+        const uint16_t* from = rows.keys + at * kHeadSize + lane % 4 * 8;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            key[half][j] = __ldcg(reinterpret_cast<const uint4*>(from + half * 32));
+            ptx::copy_16(value(j, half), from + half * 32 + rows.to_values);
+        }
+    }
+    // A new key and its value, (2, kRowStride) in shared memory.
+    __device__ void take_fresh(const uint16_t* fresh, int j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const uint4* from = reinterpret_cast<const uint4*>(fresh + half * 32) + lane % 4;
+            key[half][j] = *from;
+            ptx::store_shared_16(value(j, half), from[kRowStride / 8]);
+        }
+    }
+    __device__ void clear_row(int j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            key[half][j] = {0, 0, 0, 0};
+            ptx::store_shared_16(value(j, half), {0, 0, 0, 0});
+        }
+    }
 };
 
 __device__ inline void split_halves(float a, float b, uint32_t& high, uint32_t& low) {
@@ -110,15 +112,12 @@ __device__ inline void stage_query(uint32_t* row, int at, const float4& v) {
     *reinterpret_cast<uint4*>(row + 4 * at) = halves;
 }
 
-// q: (n, kQueryStride) shared memory, n <= 8 rows, as stage_query() leaves them.
-__device__ inline void load_query(Query& query, const uint32_t* q, int n, int lane) {
+// q of up to 8 nodes as A fragments of 16 columns, in the order in which Chunk hands out the keys' columns: row g holds
+// node g's high halves, row g + 8 its low halves. q: (n, kQueryStride) shared memory, as stage_query() leaves it.
+__device__ inline uint4 query_fragment(const uint32_t* q, int n, int step, int lane) {
     const int g = lane / 4, t = lane % 4;
-    const uint4* from = reinterpret_cast<const uint4*>(q + g * kQueryStride + 8 * t);
-#pragma unroll
-    for (int s = 0; s < 4; ++s) {
-        const uint4 v = g < n ? from[s / 2 * 8 + s % 2] : uint4{0, 0, 0, 0};
-        query.a[s][0] = v.x, query.a[s][1] = v.y, query.a[s][2] = v.z, query.a[s][3] = v.w;
-    }
+    if (g >= n) return {0, 0, 0, 0};
+    return reinterpret_cast<const uint4*>(q + g * kQueryStride + 8 * t)[step / 2 * 8 + step % 2];
 }
 
 constexpr float kNothing = -INFINITY;
@@ -140,24 +139,30 @@ __device__ inline float merge_output(float out, float factor, float other, float
 }
 
 // Puts the chunk's result for the query's nodes 0..n-1 to `out` (64 floats) and `stats` (max, sum), nodes apart in
-// shared memory as Results says, or, unless it is the first there, merges it into what stands there. rows: a Staged, or
+// shared memory as Results says, or, unless it is the first there, merges it into what stands there. rows: a Chunk, or
 // what reads like one. n_keys: positions of the chunk that are keys of node lane / 4, 1 to 16.
-template <class Results, class Chunk>
-__device__ inline void attend_chunk(float* out, float* stats, int n, bool is_first, const Query& query,
-                                    const Chunk& rows, int n_keys) {
+template <class Results, class Rows>
+__device__ inline void attend_chunk(float* out, float* stats, int n, bool is_first, const uint32_t* q, const Rows& rows,
+                                    int n_keys) {
     const int g = rows.lane / 4, t = rows.lane % 4;
     float weight[2][2];  // first the scores; of node g, keys 8 j + 2 t, + 1
     float max = kNothing, sum = 0;
+    float d[2][4] = {};
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+        const uint4 two = query_fragment(q, n, step, rows.lane);
+        const uint32_t a[4] = {two.x, two.y, two.z, two.w};
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            const uint4 key = rows.read(j, step / 2, false);
+            ptx::mma(d[j], a, step % 2 ? key.z : key.x, step % 2 ? key.w : key.y);
+        }
+    }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-        const uint4 low = rows.read(j, 0, false), high = rows.read(j, 1, false);
-        const uint32_t k[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-        float d[4] = {0, 0, 0, 0};
-#pragma unroll
-        for (int s = 0; s < 4; ++s) ptx::mma(d, query.a[s], k[2 * s], k[2 * s + 1]);
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-            weight[j][e] = 8 * j + 2 * t + e < n_keys ? __fmul_rn(__fadd_rn(d[e], d[2 + e]), 0.125f) : kNothing;
+            weight[j][e] = 8 * j + 2 * t + e < n_keys ? __fmul_rn(__fadd_rn(d[j][e], d[j][2 + e]), 0.125f) : kNothing;
             max = fmaxf(max, weight[j][e]);
         }
     }
@@ -207,6 +212,7 @@ __device__ inline void attend_chunk(float* out, float* stats, int n, bool is_fir
             *to = result;
         }
     }
+    __syncwarp();  // the next chunk of the class is merged with what stands there now
 }
 
 // Adds to a node's results of the classes those of its own chunks from the 16th chunk on, which wait in results of
@@ -334,62 +340,60 @@ template <bool words>
 __device__ inline void tree_attention(Block& b, const DevicePass& pass, int layer, uint32_t from, uint32_t number) {
     const DeviceModel& m = b.a.model;
     const Scratch& s = b.a.scratch;
-    const int warp = b.thread / 32, lane = b.thread % 32, n_warps = b.a.shared.attention_warps;
+    const int warp = b.thread / 32, lane = b.thread % 32, g = lane / 4;
     const int group = b.a.shared.attention_nodes, n_groups = (pass.n + group - 1) / group,
               n_tasks = m.n_head * n_groups;
     const int n_shared = pass.base / kChunk;
-    uint8_t* memory = reinterpret_cast<uint8_t*>(b.partial());  // and the matrix input behind it
-    const Staged staged = {memory + warp * kStagedBytes, lane};
-    uint32_t* q = reinterpret_cast<uint32_t*>(memory + n_warps * kStagedBytes);      // (kGroup, kQueryStride)
-    uint16_t* fresh = reinterpret_cast<uint16_t*>(q + kGroup * kQueryStride);        // (kWordNodes, 2, kRowStride)
-    float* results = reinterpret_cast<float*>(fresh + kWordNodes * 2 * kRowStride);  // (group, TreeResults)
+    uint8_t* memory = reinterpret_cast<uint8_t*>(b.partial());                       // and the matrix input behind it
+    uint32_t* q = reinterpret_cast<uint32_t*>(memory + kQueryAt);                    // (group, kQueryStride)
+    uint16_t* fresh = reinterpret_cast<uint16_t*>(memory + kFreshAt);                // (kWordNodes, 2, kRowStride)
+    float* results = reinterpret_cast<float*>(memory + results_at(words));           // (group, TreeResults)
     const int n_own = (pass.base + shared_state.max_depth) / kChunk - n_shared + 1;  // of a node, at most
     for (int task = blockIdx.x; task < n_tasks; task += gridDim.x) {
         const int head = task % m.n_head, i0 = task / m.n_head * group, n = min(group, pass.n - i0);
         const HeadRows rows = {m.kv_row(layer, 0, head, 0), uint32_t(m.n_head * m.kv_rows * kHeadSize)};
         // First each node's own chunks, which take longer to find, then the cache's, for all nodes at once.
-        int at = warp < n_warps ? warp : INT_MAX / 2;
+        int at = warp;
         struct {
             int index, node;  // an own one from n_shared on; node: the first
             uint32_t fresh;   // of an own chunk: 1 + node of the pass whose row comes later, or 0, by row
         } chunk;
-        const auto next = [&] {  // starts copying what the cache holds of the next chunk; false: there is none
-            for (; at < n * n_own; at += n_warps) {
+        Chunk held = {.key = {}, .values = ptx::shared_address(memory) + warp * kValueBytes + lane * 16, .lane = lane};
+        const auto next = [&] {  // loads what the cache holds of the next chunk; false: there is none
+            for (; at < n * n_own; at += kMultiplyWarps) {
                 const int own = at / n, depth = shared_state.depth[i0 + at - own * n];
                 chunk.index = n_shared + own, chunk.node = at - own * n, chunk.fresh = 0;
                 const int first = chunk.index * kChunk;
                 if (first > pass.base + depth) continue;
-                int slot[Staged::kCopies];  // of the ancestor at the row's position, all looked up before the first
-                                            // copy
+                int slot[2];  // of the ancestor at the row's position, both looked up before the first load
 #pragma unroll
-                for (int i = 0; i < Staged::kCopies; ++i) {
-                    const int d = first + 4 * i + lane / 8 - pass.base;
-                    slot[i] = pass.first + i0 + chunk.node;
-                    if (d >= 0 && d < depth) slot[i] = b.a.nodes->path[d][pass.nodes_at + i0 + chunk.node];
+                for (int j = 0; j < 2; ++j) {
+                    const int d = first + 8 * j + g - pass.base;
+                    slot[j] = pass.first + i0 + chunk.node;
+                    if (d >= 0 && d < depth) slot[j] = b.a.nodes->path[d][pass.nodes_at + i0 + chunk.node];
                 }
 #pragma unroll
-                for (int i = 0; i < Staged::kCopies; ++i) {
-                    const int position = first + 4 * i + lane / 8, d = position - pass.base;
-                    if (d < 0 || d > depth)
-                        stage_row(staged, rows, i, d < 0 ? position : -1);
-                    else if (slot[i] < pass.first)
-                        stage_row(staged, rows, i, pass.slot_rows + slot[i]);
+                for (int j = 0; j < 2; ++j) {
+                    const int position = first + 8 * j + g, d = position - pass.base;
+                    if (d > depth)
+                        held.clear_row(j);
+                    else if (d < 0 || slot[j] < pass.first)
+                        held.load_row(rows, j, d < 0 ? position : pass.slot_rows + slot[j]);
                     else
-                        chunk.fresh |= uint32_t(slot[i] - pass.first + 1) << 8 * i;
+                        chunk.fresh |= uint32_t(slot[j] - pass.first + 1) << 8 * j;
                 }
-                at += n_warps;
+                at += kMultiplyWarps;
                 return true;
             }
             if (at >= n * n_own + n_shared) return false;
             chunk.index = at - n * n_own, chunk.node = 0;
 #pragma unroll
-            for (int i = 0; i < Staged::kCopies; ++i)
-                stage_row(staged, rows, i, chunk.index * kChunk + 4 * i + lane / 8);
-            at += n_warps;
+            for (int j = 0; j < 2; ++j) held.load_row(rows, j, chunk.index * kChunk + 8 * j + g);
+            at += kMultiplyWarps;
             return true;
         };
         // What the cache holds is on its way before q is there: the first chunk to this warp, the others to L2.
-        for (int ahead = warp + n_warps - n * n_own; ahead < n_shared; ahead += n_warps) {
+        for (int ahead = warp + kMultiplyWarps - n * n_own; ahead < n_shared; ahead += kMultiplyWarps) {
             if (ahead < 0) continue;
             ptx::prefetch_l2(rows.keys + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
             ptx::prefetch_l2(rows.keys + rows.to_values + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
@@ -402,28 +406,24 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
             const bool own = chunk.index >= n_shared;
             if (own)
 #pragma unroll
-                for (int i = 0; i < Staged::kCopies; ++i) {
-                    const int node = int(chunk.fresh >> 8 * i & 255) - 1;
+                for (int j = 0; j < 2; ++j) {
+                    const int node = int(chunk.fresh >> 8 * j & 255) - 1;
                     if (node < 0) continue;
                     if (words)
-                        stage_fresh(staged, fresh, i, node);
+                        held.take_fresh(fresh + node * 2 * kRowStride, j);
                     else
-                        stage_row(staged, rows, i, pass.slot_rows + pass.first + node);
+                        held.load_row(rows, j, pass.slot_rows + pass.first + node);
                 }
             const int last = pass.base + shared_state.depth[i0 + chunk.node];  // its last key
             const int n_nodes = own ? 1 : n;
-            Query query;
-            load_query(query, q + chunk.node * kQueryStride, n_nodes, lane);
             ptx::copies_wait();
-            __syncwarp();
             // Of one class, one warp takes the chunks, in ascending order.
             const int result =
                 chunk.index < kClasses || !own ? chunk.index % kClasses : kClasses + chunk.index - n_shared;
             float* node = results + chunk.node * TreeResults::kFloats;
             attend_chunk<TreeResults>(node + result * kHeadSize, node + TreeResults::kStats + 2 * result, n_nodes,
-                                      own || chunk.index < kClasses, query, staged,
+                                      own || chunk.index < kClasses, q + chunk.node * kQueryStride, held,
                                       own ? last - chunk.index * kChunk + 1 : kChunk);
-            __syncwarp();  // the chunk has been read
             more = next();
         }
         block_barrier();

@@ -110,7 +110,7 @@ struct Ring {
 #else
             ptx::mbarrier_init(full(i), 32);
 #endif
-            ptx::mbarrier_init(empty(i), readers);
+            ptx::mbarrier_init(empty(i), 32 * readers);
         }
 #if __CUDA_ARCH__ >= 900
         ptx::fence_copy_engine();
