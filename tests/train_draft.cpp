@@ -27,6 +27,17 @@ Run train(const TemporaryFolder& folder, const std::string& arguments) {
     return {WEXITSTATUS(status), read_file(folder / "out"), read_file(folder / "err")};
 }
 
+// What Muon steps along has all its singular values near 1, of long and of wide matrices.
+bool is_nearly_orthogonal() {
+    return std::system(
+               "PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=scripts python3 -c \""
+               "import torch, train_draft as t; torch.manual_seed(1)\n"
+               "for shape in (64, 192), (256, 64), (64, 64):\n"
+               "    s = torch.linalg.svdvals(t.orthogonal(torch.randn(shape) @ torch.diag(torch.rand(shape[1]))))\n"
+               "    assert s.max() < 1.3 and s.median() > 0.6, (shape, s)\n"
+               "\"") == 0;
+}
+
 double held_out_loss(const std::string& out) {
     const std::string before = "held-out loss ";
     const size_t at = out.find(before);
@@ -52,6 +63,7 @@ TEST_CASE("train_draft.py: a draft from text and one from token ids convert, gue
     if (from_text.err.find("is missing; install") != std::string::npos) return skip(from_text.err);
     REQUIRE_MESSAGE(from_text.code == 0, from_text.err);
     CHECK(held_out_loss(from_text.out) < 1);  // 8.3 before training
+    CHECK(is_nearly_orthogonal());
     const std::vector<std::string> convert = {"convert",        "--target", folder / "target", "--draft",
                                               folder / "draft", "-o",       folder / "blob"};
     REQUIRE(run_program("weights_tool", convert).exit_code == 0);
