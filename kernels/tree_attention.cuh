@@ -357,38 +357,38 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
         struct {
             int index, node;  // an own one from n_shared on; node: the first
             uint32_t fresh;   // of an own chunk: 1 + node of the pass whose row comes later, or 0, by row
-        } chunk;
-        Chunk held = {.key = {}, .values = ptx::shared_address(memory) + warp * kValueBytes + lane * 16, .lane = lane};
+        } job;
+        Chunk chunk = {.key = {}, .values = ptx::shared_address(memory) + warp * kValueBytes + lane * 16, .lane = lane};
         const auto next = [&] {  // loads what the cache holds of the next chunk; false: there is none
             for (; at < n * n_own; at += kMultiplyWarps) {
                 const int own = at / n, depth = shared_state.depth[i0 + at - own * n];
-                chunk.index = n_shared + own, chunk.node = at - own * n, chunk.fresh = 0;
-                const int first = chunk.index * kChunk;
+                job.index = n_shared + own, job.node = at - own * n, job.fresh = 0;
+                const int first = job.index * kChunk;
                 if (first > pass.base + depth) continue;
                 int slot[2];  // of the ancestor at the row's position, both looked up before the first load
 #pragma unroll
                 for (int j = 0; j < 2; ++j) {
                     const int d = first + 8 * j + g - pass.base;
-                    slot[j] = pass.first + i0 + chunk.node;
-                    if (d >= 0 && d < depth) slot[j] = b.a.nodes->path[d][pass.nodes_at + i0 + chunk.node];
+                    slot[j] = pass.first + i0 + job.node;
+                    if (d >= 0 && d < depth) slot[j] = b.a.nodes->path[d][pass.nodes_at + i0 + job.node];
                 }
 #pragma unroll
                 for (int j = 0; j < 2; ++j) {
                     const int position = first + 8 * j + g, d = position - pass.base;
                     if (d > depth)
-                        held.clear_row(j);
+                        chunk.clear_row(j);
                     else if (d < 0 || slot[j] < pass.first)
-                        held.load_row(rows, j, d < 0 ? position : pass.slot_rows + slot[j]);
+                        chunk.load_row(rows, j, d < 0 ? position : pass.slot_rows + slot[j]);
                     else
-                        chunk.fresh |= uint32_t(slot[j] - pass.first + 1) << 8 * j;
+                        job.fresh |= uint32_t(slot[j] - pass.first + 1) << 8 * j;
                 }
                 at += kMultiplyWarps;
                 return true;
             }
             if (at >= n * n_own + n_shared) return false;
-            chunk.index = at - n * n_own, chunk.node = 0;
+            job.index = at - n * n_own, job.node = 0;
 #pragma unroll
-            for (int j = 0; j < 2; ++j) held.load_row(rows, j, chunk.index * kChunk + 8 * j + g);
+            for (int j = 0; j < 2; ++j) chunk.load_row(rows, j, job.index * kChunk + 8 * j + g);
             at += kMultiplyWarps;
             return true;
         };
@@ -403,27 +403,26 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
         collect_head<words>(b, s.qkv, head, i0, n, pass.n, from, q, fresh);
 #pragma unroll 1
         while (more) {
-            const bool own = chunk.index >= n_shared;
+            const bool own = job.index >= n_shared;
             if (own)
 #pragma unroll
                 for (int j = 0; j < 2; ++j) {
-                    const int node = int(chunk.fresh >> 8 * j & 255) - 1;
+                    const int node = int(job.fresh >> 8 * j & 255) - 1;
                     if (node < 0) continue;
                     if (words)
-                        held.take_fresh(fresh + node * 2 * kRowStride, j);
+                        chunk.take_fresh(fresh + node * 2 * kRowStride, j);
                     else
-                        held.load_row(rows, j, pass.slot_rows + pass.first + node);
+                        chunk.load_row(rows, j, pass.slot_rows + pass.first + node);
                 }
-            const int last = pass.base + shared_state.depth[i0 + chunk.node];  // its last key
+            const int last = pass.base + shared_state.depth[i0 + job.node];  // its last key
             const int n_nodes = own ? 1 : n;
             ptx::copies_wait();
             // Of one class, one warp takes the chunks, in ascending order.
-            const int result =
-                chunk.index < kClasses || !own ? chunk.index % kClasses : kClasses + chunk.index - n_shared;
-            float* node = results + chunk.node * TreeResults::kFloats;
+            const int result = job.index < kClasses || !own ? job.index % kClasses : kClasses + job.index - n_shared;
+            float* node = results + job.node * TreeResults::kFloats;
             attend_chunk<TreeResults>(node + result * kHeadSize, node + TreeResults::kStats + 2 * result, n_nodes,
-                                      own || chunk.index < kClasses, q + chunk.node * kQueryStride, held,
-                                      own ? last - chunk.index * kChunk + 1 : kChunk);
+                                      own || job.index < kClasses, q + job.node * kQueryStride, chunk,
+                                      own ? last - job.index * kChunk + 1 : kChunk);
             more = next();
         }
         block_barrier();
