@@ -317,10 +317,12 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             for matrix in group["params"]:
-                average = self.state[matrix].setdefault("average", torch.zeros_like(matrix))
+                if matrix not in self.state:
+                    self.state[matrix]["average"] = torch.zeros_like(matrix)
+                average = self.state[matrix]["average"]
                 average.lerp_(matrix.grad, 1 - group["momentum"])
                 ahead = matrix.grad.lerp(average, group["momentum"])
-                longer = max(1.0, matrix.shape[1] / matrix.shape[0]) ** 0.5  # rows of the result over those it is made of
+                longer = max(1.0, matrix.shape[1] / matrix.shape[0]) ** 0.5  # outputs over inputs
                 matrix.sub_(orthogonal(ahead), alpha=group["lr"] * longer)
 
 
@@ -366,18 +368,15 @@ def train(args, config, tokens, held_out):
     matrices = [p for p in model.h.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     optimizers = [
-        (Muon(matrices, args.matrix_rate), args.matrix_rate),
-        (
-            torch.optim.AdamW(
-                [
-                    {"params": [model.wte.weight, model.wpe.weight], "weight_decay": 0.05},
-                    {"params": vectors, "weight_decay": 0.0},
-                ],
-                lr=args.learning_rate,
-                betas=(0.9, 0.95),
-                fused=on_gpu,
-            ),
-            args.learning_rate,
+        Muon(matrices, args.matrix_rate),
+        torch.optim.AdamW(
+            [
+                {"params": [model.wte.weight, model.wpe.weight], "weight_decay": 0.05},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=args.learning_rate,
+            betas=(0.9, 0.95),
+            fused=on_gpu,
         ),
     ]
     training = Batches(tokens, args.context, device, args.seed)
@@ -422,16 +421,16 @@ def train(args, config, tokens, held_out):
             if done >= 1:
                 break
             share = min(1, (step + 1) / args.warm_up) * min(1, 2 * (1 - done))
-            for optimizer, rate in optimizers:
+            for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * share
+                    group["lr"] = optimizer.defaults["lr"] * share
             total = 0.0
             for _ in range(n_micro):
                 loss = loss_of(*training.draw(micro)) / n_micro
                 loss.backward()
                 total += loss.detach()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer, _ in optimizers:
+            for optimizer in optimizers:
                 optimizer.step()
             model.zero_grad(set_to_none=True)
             step += 1

@@ -460,7 +460,5 @@ TEST_CASE("gpu roofline: the ceilings are those of a GPU, and the modes' outputs
     CHECK(peak > 5e12);
     CHECK(peak < 1e16);
     for (const json& mode : report["modes"]) CHECK(mode["flops_per_s"] < peak);
-    const double again = cuda_ceilings(0).flops_per_s;  // less if another program uses the GPU
-    CHECK(again > peak / 4);
-    CHECK(again < peak * 4);
+    CHECK(cuda_ceilings(0).flops_per_s == doctest::Approx(peak).epsilon(0.3));
 }

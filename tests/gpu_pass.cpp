@@ -370,7 +370,8 @@ TEST_CASE("long: gpu: a million logit vectors of GPT2-L's shape, no bit depends 
         // Now and then the cache is written anew, in pieces of other sizes.
         if (passes++ % 2000 == 0)
             for (int done = 0; done < kPositions;) {
-                const int n = std::min<int>(1 + generator() % (generator() % 2 ? 600 : kMaxNodes), kPositions - done);
+                const int most = generator() % 2 ? 600 : kMaxNodes;
+                const int n = std::min<int>(1 + generator() % most, kPositions - done);
                 model.prefill(done, {&text[done], size_t(n)});
                 done += n;
             }
