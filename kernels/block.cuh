@@ -9,17 +9,18 @@
 struct Block {
     const PassArguments& a;
     Ring ring;
-    Ring::Position read;  // the same in all multiplying warps
+    int read;  // position in the ring, the same in all multiplying warps; wide passes keep it in shared_state
     PhaseCounter phase;
     uint32_t thread;  // threadIdx.x
 
     // Called by all threads of the block. readers: warps that read each piece of the weights.
-    __device__ Block(const PassArguments& arguments, int readers)
-        : a(arguments), ring(arguments), read(), phase(arguments.scratch), thread(threadIdx.x) {
+    __device__ Block(const PassArguments& arguments, int readers, bool keep_ring)
+        : a(arguments), ring(arguments, keep_ring), read(), phase(arguments.scratch), thread(threadIdx.x) {
         if (threadIdx.x == 0) {
             ring.initialise(readers);
             set_doing(Doing::waiting);
             shared_state.stop = 0;
+            shared_state.read = 0;
             shared_state.max_depth = 0;
             shared_state.mail = 0;
             shared_state.n_sent = 0;

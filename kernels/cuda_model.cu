@@ -117,21 +117,32 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
         uint64_t bytes;
     };
     const auto piece = [](auto*& pointer, uint64_t count) { return Piece{&pointer, count * sizeof(*pointer)}; };
+    // Words of narrow passes; values of wide ones, by layer.
+    uint64_t *words = nullptr, n_words = 0;
+    struct Kind {
+        Rows* rows;
+        uint64_t columns;
+        int halves;
+    };
+    const Kind kinds[] = {{scratch_.x, E, 2},
+                          {scratch_.moments, E / 8, 2},
+                          {scratch_.input, E / 2, 2},
+                          {&scratch_.attention, E / 2, 1},
+                          {&scratch_.mlp, 2 * E, 1}};
+    for (const Kind& kind : kinds) {
+        for (int half = 0; half < kind.halves; ++half) {
+            kind.rows[half] = {nullptr, uint32_t(kind.columns), scratch_.layer_values};
+            scratch_.layer_values += uint32_t(kind.columns);
+        }
+        n_words += kWordNodes * kind.columns;
+    }
+    n_words += kWordNodes * 2 * E + kMaxNodes * kSplit * E;
+    const uint64_t n_values = kBuffers * kMaxNodes * scratch_.layer_values;
     const Piece pieces[] = {piece(model_.weights, view.size),
                             {&model_.kv, kv_bytes},
-                            piece(scratch_.x.word, kWordNodes * E),
-                            piece(scratch_.moments.word, kWordNodes * E / 8),
-                            piece(scratch_.input.word, kWordNodes * E / 2),
-                            piece(scratch_.qkv.word, kWordNodes * 2 * E),
-                            piece(scratch_.attention.word, kWordNodes * E / 2),
-                            piece(scratch_.mlp.word, kWordNodes * 2 * E),
-                            piece(scratch_.parts, kMaxNodes * kSplit * E),
-                            piece(scratch_.x.value, kMaxNodes * E),
-                            piece(scratch_.moments.value, kMaxNodes * E / 8),
-                            piece(scratch_.input.value, kMaxNodes * E / 2),
-                            piece(scratch_.qkv.value, kMaxNodes * E),
-                            piece(scratch_.attention.value, kMaxNodes * E / 2),
-                            piece(scratch_.mlp.value, kMaxNodes * 2 * E),
+                            piece(words, n_words),
+                            piece(scratch_.value, n_values),
+                            piece(scratch_.q, kMaxNodes * E),
                             piece(prefill_scratch_.x, rows * E),
                             piece(prefill_scratch_.q, rows * E),
                             piece(prefill_scratch_.part, kSplit * rows * E),
@@ -162,6 +173,13 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
         at += aligned(p.bytes);
     }
 
+    for (const Kind& kind : kinds) {
+        for (int half = 0; half < kind.halves; ++half) kind.rows[half].word = words;
+        words += kWordNodes * kind.columns;
+    }
+    scratch_.qkv = words;
+    scratch_.parts = words + kWordNodes * 2 * E;
+
     const uint64_t host_bytes = sizeof(HostMemory) + c.n_positions * sizeof(int32_t);
     cuda_check(cudaHostAlloc(reinterpret_cast<void**>(&host_), host_bytes, cudaHostAllocMapped),
                "allocating page-locked memory");
@@ -186,9 +204,10 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
                    "copying the weights");
         cuda_check(cudaEventRecord(staged_[half], stream_), "copying the weights");
     }
-    exchange_bytes_ = reinterpret_cast<uint8_t*>(scratch_.x.value) - reinterpret_cast<uint8_t*>(scratch_.x.word);
+    exchange_bytes_ = n_words * sizeof(uint64_t);
     const uint64_t rest = aligned(view.size);
     cuda_check(cudaMemsetAsync(memory_ + rest, 0, bytes_ - rest, stream_), "clearing its memory");
+    cuda_check(cudaMemsetAsync(scratch_.value, 0xff, n_values * sizeof(uint32_t), stream_), "clearing its memory");
     fold();
     synchronise();
 
@@ -289,7 +308,7 @@ uint32_t CudaModel::numbers_of_pass() const {
 uint32_t CudaModel::reserve_numbers(int n_passes) {
     const uint32_t numbers = uint32_t(n_passes) * numbers_of_pass();
     if (next_number_ > UINT32_MAX - numbers) {
-        cuda_check(cudaMemsetAsync(scratch_.qkv.word, 0, exchange_bytes_, stream_), "starting a pass");
+        cuda_check(cudaMemsetAsync(scratch_.x[0].word, 0, exchange_bytes_, stream_), "starting a pass");
         next_number_ = 1;
     }
     return std::exchange(next_number_, next_number_ + numbers);
@@ -305,6 +324,7 @@ PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
                        .piece_quads = piece_quads(config_.n_embd),
                        .per_piece = 0x10000u / unit_pieces(config_.n_embd) + 1,
                        .scratch = scratch_,
+                       .layer_rows = {},
                        .shared = shared_layout(n),
                        .pace = pace,
                        .pass = pass,
@@ -325,6 +345,10 @@ PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
         a.turn[at] = uint16_t(turn);
         turn = (turn + a.matrix[at % kLayerMatrices].n_tasks) % n_blocks_;
     }
+    const int last = config_.n_layer - 1;
+    for (int layer = 0; layer <= last + 1; ++layer)
+        a.layer_rows[layer] =
+            (layer < last ? layer % kTurns : kTurns + layer - last) * kMaxNodes * scratch_.layer_values;
     std::swap(scratch_.counter, scratch_.next_counter);
     return a;
 }
@@ -363,6 +387,10 @@ void CudaModel::launch(const DevicePass& pass, const DevicePass* device_pass, in
         a.most = most;
         a.at = at;
         a.number = uint32_t(at / max_width_) * numbers_of_launch();
+        if (model_.n_layer == 1 && width > kWordNodes)  // its only layer is the last one, whose buffer is used at once
+            cuda_check(cudaMemsetAsync(scratch_.value + a.layer_rows[0], 0xff,
+                                       2 * kMaxNodes * scratch_.layer_values * sizeof(uint32_t), stream),
+                       "starting a pass");
         void* parameters[] = {&a};
         cuda_check(
             cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(pass_kernel(column_tiles(width))),

@@ -46,22 +46,28 @@ HD constexpr uint32_t fragment_column(uint32_t column) {
 
 constexpr int kWordNodes = 8;  // in the widest pass whose results travel as words
 
-// Rows that blocks exchange: as words of (value, number) in passes of up to 8 nodes, where the way counts, as they are
-// in wider ones, where the bytes count (exchange.cuh). A value is a float or a pair of halves; of matrix inputs, the
-// halves stand in fragment order.
+// What blocks exchange of a kind, rows by node of values, which are floats or pairs of halves (exchange.cuh): as words
+// of (value, number) in passes of up to 8 nodes, else in rows of all that a layer exchanges, `first` values from their
+// beginning on. Of matrix inputs, the halves stand in fragment order.
 struct Rows {
-    uint64_t* word;   // (kWordNodes, values)
-    uint32_t* value;  // (kMaxNodes, values)
+    uint64_t* word;  // (kWordNodes, columns)
+    uint32_t columns, first;
 };
 
-// Global memory between the phases of a pass, rows by node.
+// Buffers of what a layer exchanges: three in turn, one of the last layer, one of what follows it.
+constexpr int kTurns = 3, kBuffers = kTurns + 2;
+
+// Global memory between the phases of a pass. Of x and what goes with it a layer has two: ahead of ln_1 and of ln_2.
 struct Scratch {
-    Rows x;           // n_embd floats: the residual stream
-    Rows moments;     // n_embd / 8 floats: of every 16 columns of x the sum and that of their squares (residual.cuh)
-    Rows input;       // n_embd halves: x times the next LayerNorm's weight
-    Rows qkv;         // words: 2 n_embd, q in fp32, keys and values as pairs of halves; values: q alone, n_embd
+    Rows x[2];        // n_embd floats: the residual stream
+    Rows moments[2];  // n_embd / 8 floats: of every 16 columns of x the sum and that of their squares (residual.cuh)
+    Rows input[2];    // n_embd halves: x times the next LayerNorm's weight
     Rows attention;   // n_embd halves
     Rows mlp;         // 4 n_embd halves: matrix input of mlp_proj
+    uint32_t* value;  // (kBuffers, kMaxNodes, layer_values) of wide passes
+    uint32_t layer_values;  // of a node
+    uint64_t* qkv;          // (kWordNodes, 2 n_embd) words: q in fp32, keys and values as pairs of halves
+    float* q;               // (kMaxNodes, n_embd) of wide passes
     uint64_t* parts;  // (n_embd / 16, kSplit, kMaxNodes / 8, 128) words: of mlp_proj's result, on the way to one block
     float* logits;    // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order
     uint64_t* best;   // (2) greedy decoding: the best (logit, token) of even and odd steps
@@ -165,6 +171,7 @@ struct PassArguments {
     int pieces, piece_quads;  // of a unit; of 4 fragment blocks, of a piece: the last one may have fewer
     uint32_t per_piece;       // 2^16 / pieces, rounded up: a quotient without a division
     Scratch scratch;
+    uint32_t layer_rows[kMaxDeviceLayers + 1];  // where those of a layer begin in scratch.value, and what follows
     SharedLayout shared;
     Pace pace;
     DevicePass pass;

@@ -1,14 +1,19 @@
-// How blocks hand each other results within a pass: 64-bit words of a 32-bit value and the number of the exchange that
-// it belongs to. Memory reads and writes a word whole, so the reader sees of each value whether it is there, and nobody
+// How blocks hand each other results within a pass: values that say themselves whether they are there, so that nobody
 // needs a fence: a release waits for everything that the multiprocessor has under way, the weights' copies too, 1.6 us
 // with one piece of 20 KB and 3 us with three. The phase counter tells when to look (phase_counter.cuh).
 //
-// Numbers only grow (4 n_layer + 2 a pass), so words are never cleared. A word is written again only when all have read
-// it: whoever reads an exchange works in the next one, and nobody can write to the same place again before that work
-// has gone into everything.
+// In passes of up to 8 nodes they are 64-bit words of a 32-bit value and the number of the exchange that it belongs to.
+// Memory reads and writes a word whole. Numbers only grow (4 n_layer + 2 a pass), so words are never cleared. A word is
+// written again only when all have read it: whoever reads an exchange works in the next one, and nobody can write to
+// the same place again before that work has gone into everything.
 //
-// Bytes: twice those of the values. Results of passes of more than 8 nodes therefore travel without numbers and with a
-// release instead.
+// Words are twice as many bytes. In wider passes a place that waits for its next value holds kAbsent instead, a NaN
+// that arithmetic never makes. Layer l writes to buffer l mod 3. Whoever has multiplied by its c_fc knows that all are
+// done with the layer before, and clears a share of that one's buffer; so a place is clear a layer before it is written
+// again. The last layer and what follows it have buffers of their own, which the next wide pass clears where it
+// begins; of a model of one layer, the host before the pass.
+//
+// New keys and values of wide passes go to the cache, whose places never were clear: c_attn is followed by a release.
 #pragma once
 
 #include "kernels/block.cuh"
@@ -36,57 +41,75 @@ __device__ inline void collect(const Block& b, const uint64_t* from, const uint3
     } while (!complete());
 }
 
-// Writes value `at` of the rows, or two of them from an even `at` on.
-template <bool words>
-__device__ inline void put(const Rows& rows, uint32_t at, uint32_t value, uint32_t number) {
-    if (words)
-        ptx::store_word(rows.word + at, value, number);
-    else
-        rows.value[at] = value;
-}
-template <bool words>
-__device__ inline void put_two(const Rows& rows, uint32_t at, float first, float second, uint32_t number) {
-    if (words)
-        ptx::store_words(rows.word + at, __float_as_uint(first), __float_as_uint(second), number);
-    else
-        *reinterpret_cast<float2*>(rows.value + at) = {first, second};
+constexpr uint32_t kAbsent = 0xffffffff;  // as a float and as two halves
+
+__device__ inline bool is_there(const uint4& v) {
+    return max(max(v.x, v.y), max(v.z, v.w)) != kAbsent;
 }
 
-// Fetches n_embd halves of each of n rows into the block's input: from value `first` on, rows `stride` values apart.
-// Has waited for them; meanwhile() runs while they are on the way. A warp takes one row at a time; of words, where rows
-// are few, 2 to 16 warps share one.
-template <bool words, class Meanwhile>
-__device__ inline void collect_input(const Block& b, const Rows& rows, int first, int stride, int n, int n_embd,
-                                     uint32_t number, const Meanwhile& meanwhile) {
-    const int steps = n_embd / (words ? 4 : 8);                                                     // of 16 bytes a row
-    const int spread = words ? __clz(n - 1) - __clz(kMultiplyWarps - 1) : 0, lanes = 32 << spread;  // that share a row
+// Which exchange of some rows: its number, or where the layer's rows begin.
+struct Exchange {
+    uint32_t number, rows;
+};
+// A node's row of a kind in a wide pass.
+__device__ inline uint32_t* row_of(const PassArguments& a, const Rows& rows, const Exchange& exchange, int node) {
+    return a.scratch.value + (exchange.rows + node * a.scratch.layer_values + rows.first);
+}
+
+// Writes value `at` of a node's row, or two of them from an even `at` on.
+template <bool words>
+__device__ inline void put(const PassArguments& a, const Rows& rows, const Exchange& exchange, int node, uint32_t at,
+                           uint32_t value) {
+    if (words)
+        ptx::store_word(rows.word + node * rows.columns + at, value, exchange.number);
+    else
+        ptx::store_relaxed(row_of(a, rows, exchange, node) + at, value);
+}
+template <bool words>
+__device__ inline void put_two(const PassArguments& a, const Rows& rows, const Exchange& exchange, int node,
+                               uint32_t at, float first, float second) {
+    const uint32_t x = __float_as_uint(first), y = __float_as_uint(second);
+    if (words)
+        ptx::store_words(rows.word + node * rows.columns + at, x, y, exchange.number);
+    else
+        ptx::store_relaxed_2(row_of(a, rows, exchange, node) + at, x, y);
+}
+
+// Clears a wide pass's n rows from `first` on, one of n_shares equal shares.
+__device__ inline void clear_rows(const Block& b, uint32_t first, int n, int share, int n_shares) {
+    const int fours = n * b.a.scratch.layer_values / 4, warp = kMultiplyWarps - 1 - b.thread / 32;
+#pragma unroll 1
+    for (int i = (warp * n_shares + share) * 32 + b.thread % 32; i < fours; i += n_shares * kMultiplyThreads)
+        ptx::store_relaxed_4(b.a.scratch.value + first + 4 * i, {kAbsent, kAbsent, kAbsent, kAbsent});
+}
+
+// Fetches n_embd halves of each of n rows of words into the block's input, from value `first` on. Has waited for them;
+// meanwhile() runs while they are on the way. 2 to 16 warps share a row.
+template <class Meanwhile>
+__device__ inline void collect_words(const Block& b, const Rows& rows, int first, int n, int n_embd, uint32_t number,
+                                     const Meanwhile& meanwhile) {
+    const int steps = n_embd / 4;                                                       // of 16 bytes a row
+    const int spread = __clz(n - 1) - __clz(kMultiplyWarps - 1), lanes = 32 << spread;  // that share a row
     for (int row = b.thread >> (5 + spread); row < n; row += kMultiplyWarps >> spread) {
         int at = b.thread & (lanes - 1);
-        if (words) {
 #if __CUDA_ARCH__ == 900
-            constexpr int kBatch = 2;
+        constexpr int kBatch = 2;
 #else
-            constexpr int kBatch = 1;  // ptxas needs more registers there
+        constexpr int kBatch = 1;  // ptxas needs more registers there
 #endif
 #pragma unroll 1
-            for (; at < steps; at += kBatch * lanes) {
-                uint32_t offset[kBatch];
-                uint4 pair[kBatch];
+        for (; at < steps; at += kBatch * lanes) {
+            uint32_t offset[kBatch];
+            uint4 pair[kBatch];
 #pragma unroll
-                for (int k = 0; k < kBatch; ++k) offset[k] = first + row * stride + (at + k * lanes) * 2;
-                const int there = at + lanes < steps ? kBatch : 1;
-                collect(b, rows.word, offset, there, number, pair);
+            for (int k = 0; k < kBatch; ++k) offset[k] = first + row * rows.columns + (at + k * lanes) * 2;
+            const int there = at + lanes < steps ? kBatch : 1;
+            collect(b, rows.word, offset, there, number, pair);
 #pragma unroll
-                for (int k = 0; k < kBatch; ++k)
-                    if (k < there) ptx::store_shared_8(b.input_at(row, (at + k * lanes) * 4), pair[k].x, pair[k].z);
-            }
-        } else {
-            const uint32_t to = b.input_at(row, 0);
-            const uint32_t* from = rows.value + first + row * stride;
-            for (; at < steps; at += lanes) ptx::copy_16(to + at * 16, from + at * 4);
+            for (int k = 0; k < kBatch; ++k)
+                if (k < there) ptx::store_shared_8(b.input_at(row, (at + k * lanes) * 4), pair[k].x, pair[k].z);
         }
     }
     meanwhile();
-    if (!words) ptx::copies_wait();
     block_barrier();
 }

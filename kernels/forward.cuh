@@ -49,47 +49,23 @@ __device__ inline float gather_parts(const Scratch& s, const Element& e, float o
     return sum;
 }
 
-// The input of a matrix behind LayerNorm, nodes first .. first + n - 1, with their means and scales, which nobody needs
-// before the products are there.
-template <int NT>
+// The input of a matrix behind LayerNorm in a pass of up to 8 nodes, from node `first` on, with their means and scales,
+// which nobody needs before the products are there: by the last warps, after the barrier if they have nothing to
+// multiply.
 __device__ inline void collect_normal(const Block& b, const TaskMatrix& matrix, int first, int n, uint32_t number) {
-    constexpr bool kWords = 8 * NT <= kWordNodes;
-    using Of = Moments<kWords>;
-    const int E = b.a.model.n_embd, warp = b.thread / 32;
-    const auto collect = [&](const auto& meanwhile) {
-        collect_input<kWords>(b, b.a.scratch.input, first * (E / 2), E / 2, n, E, number, meanwhile);
+    const Rows& input = b.a.scratch.input[0];
+    const int warp = b.thread / 32, node = kMultiplyWarps - 1 - warp;
+    const bool idle = warp >= matrix.units * b.a.pieces;
+    const auto take = [&] {
+        if (node >= n) return;
+        Moments moments;
+        moments.collect_words(b, first + node, number);
+        moments.keep(b.a.model, node, b.thread % 32);
     };
-    Of moments;
-    const auto keep = [&](int node) {
-        const int lane = b.thread % Of::kLanes;
-        const float2 combined = moments.combine(b.a.model, lane);
-        if (lane != 0) return;
-        shared_state.mean[node] = combined.x;
-        shared_state.scale[node] = combined.y;
-    };
-    if constexpr (kWords) {  // by the last warps, after the barrier if they have nothing to multiply
-        const int node = kMultiplyWarps - 1 - warp;
-        const auto take = [&] {
-            if (node >= n) return;
-            moments.load(b, first + node, number);
-            keep(node);
-        };
-        const bool idle = Of::kIdleTake && warp >= matrix.units * b.a.pieces;
-        collect([&] {
-            if (!idle) take();
-        });
-        if (idle) take();
-    } else {
-        const int before = b.thread % 32 / Of::kLanes, own = warp * Of::kWarpNodes + before;  // in the warp, in all
-        if (Of::kLoadEarly && own < n) moments.load(b, first + own, number);
-        collect([&] {
-#pragma unroll 1
-            for (int node = own; node - before < n; node += kMultiplyWarps * Of::kWarpNodes) {
-                if ((!Of::kLoadEarly || node > own) && node < n) moments.load(b, first + node, number);
-                keep(node);
-            }
-        });
-    }
+    collect_words(b, input, first * input.columns, n, b.a.model.n_embd, number, [&] {
+        if (!idle) take();
+    });
+    if (idle) take();
 }
 
 // The pass; logits of its last n_logits nodes go to logit(row, node, value, value of row + 1), row even, node counted
@@ -103,7 +79,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
     const int E = m.n_embd, grid = gridDim.x;
 
     embed<kWords>(b, pass);
-    b.phase.arrive(min(E / 16, grid), int(blockIdx.x) < E / 16, !kWords);
+    b.phase.arrive(min(E / 16, grid), int(blockIdx.x) < E / 16, false);
 
 #pragma unroll 1
     for (int at = 0; at < kLayerMatrices * m.n_layer + (pass.n_logits > 0); ++at) {
@@ -114,32 +90,45 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
             tree_attention<kWords>(b, pass, at / kLayerMatrices, number() - 1, number());
             b.thread = ptx::kept(threadIdx.x);
         }
-        const int kept_at = ptx::kept(at), layer = kept_at / kLayerMatrices;
-        const Matrix which = matrix_kind(a, kept_at);
-        const TaskMatrix matrix = task_matrix(a, kept_at);
+        at = ptx::kept(at);
+        const int layer = at / kLayerMatrices;
+        const Matrix which = matrix_kind(a, at);
+        const TaskMatrix matrix = task_matrix(a, at);
         const bool has_work = matrix.units > 0;
         const int first = which == Matrix::head ? pass.n - pass.n_logits : 0, n = pass.n - first;  // nodes
 
+        const int half = which == Matrix::c_fc || which == Matrix::mlp_proj;  // of the layer
+        const auto exchange = [&](uint32_t of, int ahead = 0) {               // of this layer or the next
+            return Exchange{of, kWords ? 0 : a.layer_rows[ptx::kept(layer + ahead)]};
+        };
         const auto x_of = [&](const Element& e) {  // of the 16 columns that c_proj or mlp_proj adds to
-            return e.node < n ? load_x<kWords>(a, e.node, e.task / matrix.parts, e.row) : uint2{};
+            if (e.node >= n) return uint2{};
+            return load_x<kWords>(a, half, exchange(0), e.node, e.task / matrix.parts * 16 + e.row);
         };
         uint2 x_ahead = {};  // of the thread's first element, for c_proj
         if (has_work) {
-            const bool early = loads_x_early() && which == Matrix::c_proj;
-            const auto look_ahead = [&] { x_ahead = x_of(first_element<NT>(b, matrix)); };
-            if (kWords && early) look_ahead();
-            b.phase.wait(!kWords);
-            if (which == Matrix::c_proj)
-                collect_input<kWords>(b, s.attention, 0, E / 2, n, E, number(), [&] {
-                    if (!kWords && early) look_ahead();
-                });
-            else if (which == Matrix::mlp_proj)  // a block's tasks share a part of the columns
-                collect_input<kWords>(b, s.mlp, matrix.first_task % kSplit * (E / 2), 2 * E, n, E, number() - 1, [] {});
-            else
-                collect_normal<NT>(b, matrix, first, n, number() - 1);
+            if (loads_x_early() && which == Matrix::c_proj) x_ahead = x_of(first_element<NT>(b, matrix));
+            // A block's tasks of mlp_proj share a part of the columns.
+            const int part = matrix.first_task % kSplit * (E / 2);
+            if constexpr (kWords) {
+                b.phase.wait(false);
+                if (which == Matrix::c_proj)
+                    collect_words(b, s.attention, 0, n, E, number(), [] {});
+                else if (which == Matrix::mlp_proj)
+                    collect_words(b, s.mlp, part, n, E, number() - 1, [] {});
+                else
+                    collect_normal(b, matrix, first, n, number() - 1);
+            } else {
+                const auto wait = [&] { b.phase.wait(false, 3); };
+                if (which == Matrix::c_proj || which == Matrix::mlp_proj)
+                    collect_rows<NT>(b, half ? s.mlp : s.attention, nullptr, exchange(0), 0, n, half ? part : 0, wait);
+                else
+                    collect_rows<NT>(b, s.input[half], &s.moments[half], exchange(0), first, n, 0, wait);
+            }
         }
 
-        const bool publish = which == Matrix::head || !kWords;
+        // The stream pauses before an arrival that publishes.
+        const bool publish = which == Matrix::head || (which == Matrix::c_attn && !kWords);
         const auto result = [&](const Element& e, float sum, bool is_first) {
             const bool there = e.node < n;
             const auto& vectors = shared_state.vectors[e.unit];
@@ -152,10 +141,11 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
                 if (which == Matrix::mlp_proj) sum = gather_parts(s, e, sum, number());
                 const int unit = e.task / matrix.parts;
                 float x = 0;
-                if (there) x = x_value<kWords>(a, loaded, e.node, unit, e.row, number() - 2);
+                if (there) x = x_value<kWords>(a, loaded, half, exchange(number() - 2), e.node, unit * 16 + e.row);
                 __syncwarp();
                 x = __fadd_rn(x, __fadd_rn(sum, vectors[0][e.row]));
-                publish_x<kWords>(a, there, e.node, unit, e.row, x, vectors[1][e.row], number());
+                publish_x<kWords>(a, 1 - half, exchange(number(), half), there, e.node, unit, e.row, x,
+                                  vectors[1][e.row]);
                 return;
             }
             const float low = normalised(sum, vectors[0][e.row], vectors[1][e.row], shared_state.mean[e.node],
@@ -166,21 +156,25 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
             if (which == Matrix::head) {
                 logit(r, e.node, low, high);
             } else if (which == Matrix::c_fc) {
-                put<kWords>(s.mlp, (e.node * 4 * E + fragment_column(r)) / 2, pack_halves(gelu(low), gelu(high)),
-                            number());
+                put<kWords>(a, s.mlp, exchange(number()), e.node, fragment_column(r) / 2,
+                            pack_halves(gelu(low), gelu(high)));
             } else if (r < E) {
-                put_two<kWords>(s.qkv, e.node * (kWords ? 2 * E : E) + r, low, high, number());
+                if (kWords)
+                    ptx::store_words(s.qkv + e.node * 2 * E + r, __float_as_uint(low), __float_as_uint(high), number());
+                else
+                    *reinterpret_cast<float2*>(s.q + e.node * E + r) = {low, high};
             } else {  // to the nodes' rows of the cache, as words also to this pass's nodes
                 const int values = r >= 2 * E, column = r - E - values * E;
                 const uint32_t halves = pack_halves(low, high);
-                if (kWords) ptx::store_word(s.qkv.word + e.node * 2 * E + (r + E) / 2, halves, number());
+                if (kWords) ptx::store_word(s.qkv + e.node * 2 * E + (r + E) / 2, halves, number());
                 uint16_t* row = m.kv_row(layer, values, column / kHeadSize, pass.slot_rows + pass.first + e.node);
                 *reinterpret_cast<uint32_t*>(row + column % kHeadSize) = halves;
             }
         };
-        // The stream pauses before an arrival that publishes, but not while parts are on their way.
-        const bool pause = publish && which != Matrix::mlp_proj;
-        skinny_gemm<NT>(b, matrix, n, pause ? Doing::arriving : Doing::waiting, result);
-        if (which != Matrix::head) b.phase.arrive(min(a.matrix[int(which)].n_tasks, grid), has_work, publish);
+        skinny_gemm<NT>(b, matrix, n, publish ? Doing::arriving : Doing::waiting, result);
+        const int workers = min(a.matrix[int(which)].n_tasks, grid);
+        if (which != Matrix::head) b.phase.arrive(workers, has_work, publish);
+        if (!kWords && which == Matrix::c_fc && has_work && layer > 0)
+            clear_rows(b, a.layer_rows[layer - 1], n, matrix.first_task, workers);
     }
 }

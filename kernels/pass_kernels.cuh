@@ -24,11 +24,11 @@ __global__ void __launch_bounds__(kBlockThreads, 1) forward_pass(const __grid_co
         shared_state.pass = pass_part(whole, a.at, 8 * NT);
         shared_state.pass.number += a.number;
     }
-    Block b(a, weight_readers(NT));
+    Block b(a, weight_readers(NT), 8 * NT <= kWordNodes);
     const DevicePass& pass = shared_state.pass;
     if (threadIdx.x >= kMultiplyThreads) {
         if (!Stream::takes(threadIdx.x)) return;
-        Stream stream{a, Ring(a)};
+        Stream stream{a, Ring(a, true)};
         stream.copy_pass(pass.n_logits > 0);
         stream.drain();
         return;
@@ -69,7 +69,7 @@ static __device__ __noinline__ int32_t choose_one(ChooseSpace& space, const floa
 // Baseline decoding: the token of each step goes to the host and into the next step; nobody waits for the host.
 template <bool greedy>
 __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __grid_constant__ DecodeArguments d) {
-    Block b(d.pass, weight_readers(1));
+    Block b(d.pass, weight_readers(1), true);
     const DeviceModel& m = d.pass.model;
     const Scratch& s = d.pass.scratch;
     if (threadIdx.x >= kBlockThreads) {
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
     }
     if (threadIdx.x >= kMultiplyThreads) {
         if (!Stream::takes(threadIdx.x)) return;
-        Stream stream{d.pass, Ring(d.pass)};
+        Stream stream{d.pass, Ring(d.pass, true)};
         for (int step = 0; step < d.max_tokens && stream.copy_pass(true); ++step) {
         }
         stream.drain();

@@ -8,7 +8,7 @@
 // An arrival that publishes is a release: whoever has waited sees all that was written before. It waits for everything
 // that the multiprocessor has under way, the copies of weights too, 1.6 us with one piece of 20 KB under way and 3 us
 // with three; so the stream pauses until it is done. An arrival that does not publish costs nothing and merely tells
-// when to look: the results then travel as words that say themselves whether they are there (exchange.cuh). A block
+// when to look: the results then say themselves whether they are there (exchange.cuh). A block
 // that works in a phase has waited for the phase before it: hence a sum suffices.
 #pragma once
 
@@ -51,6 +51,7 @@ enum class Doing { waiting, multiplying, arriving };
 struct SharedState {
     uint64_t full[kMaxRingSlots], empty[kMaxRingSlots];  // mbarriers of the ring
     int doing;                                           // Doing; set and read with atomics
+    int read;                                            // see Block
     int stop;                                            // nobody will read further weights
     float vectors[kMaxHeldUnits][2][16];                 // of the units being summed
     float mean[kMaxNodes], scale[kMaxNodes];             // of the nodes of a matrix's input, for LayerNorm
@@ -91,11 +92,11 @@ struct PhaseCounter {
         }
     }
 
-    // published: the last phase published its results. Else half of its arrivals suffice, so that the words of the
-    // others are looked for while they are on their way.
-    __device__ void wait(bool published) {
+    // published: the last phase published its results. Else some of its arrivals may be missing, one in `missing`, so
+    // that what the others wrote is looked for while it is on its way: too early, and the looking fills L2.
+    __device__ void wait(bool published, uint32_t missing = 2) {
         if (threadIdx.x == 0) {
-            const uint32_t target = shared_state.target - (published ? 0 : shared_state.workers / 2);
+            const uint32_t target = shared_state.target - (published ? 0 : shared_state.workers / missing);
             Patience patience{scratch.failure};
             while (int32_t(ptx::load_acquire(scratch.counter) - target) < 0) patience.turn(Wait::phase);
         }

@@ -123,10 +123,10 @@ __global__ void __launch_bounds__(kMultiplyThreads)
     }
     __syncthreads();
     if (threadIdx.x >= 32) return;
-    Moments<true> moments;  // a warp a row
+    Moments moments;  // a warp a row
 #pragma unroll
-    for (int k = 0; k < Moments<true>::kEach; ++k)
-        if (lane + 32 * k < E / 16) moments.part[0][k] = sums[lane + 32 * k];
+    for (int k = 0; k < Moments::kEach; ++k)
+        if (lane + 32 * k < E / 16) moments.part[k] = sums[lane + 32 * k];
     const float2 combined = moments.combine(m, lane);
     if (lane == 0) reinterpret_cast<float2*>(s.moments)[token] = combined;
 }

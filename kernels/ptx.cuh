@@ -17,6 +17,13 @@ __device__ inline uint32_t kept(uint32_t x) {
     return y;
 }
 
+template <class T>
+__device__ inline T* kept(T* x) {
+    T* y;
+    asm volatile("mov.u64 %0, %1;" : "=l"(y) : "l"(x));
+    return y;
+}
+
 // mma.sync.m16n8k16: d += a b; a 16 x 16 and b 16 x 8 fp16, d 16 x 8 fp32. Lane 4 g + t holds of
 //     a: (g, 2t..) (g+8, 2t..) (g, 2t+8..) (g+8, 2t+8..)      two columns each
 //     b: (2t.., g) (2t+8.., g)                                two rows each
@@ -142,6 +149,36 @@ __device__ inline uint4 load_words(const uint64_t* p) {
         : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
         : "l"(p)
         : "memory");
+    return v;
+}
+
+// The same of values without a number: one, two at a multiple of 8 bytes, four at a multiple of 16.
+__device__ inline void store_relaxed(uint32_t* p, uint32_t value) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+}
+__device__ inline void store_relaxed_2(uint32_t* p, uint32_t first, uint32_t second) {
+    asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(first), "r"(second) : "memory");
+}
+__device__ inline void store_relaxed_4(uint32_t* p, const uint4& v) {
+    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+__device__ inline uint32_t load_relaxed(const uint32_t* p) {
+    uint32_t v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ inline uint2 load_relaxed_2(const uint32_t* p) {
+    uint2 v;
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+    return v;
+}
+__device__ inline uint4 load_relaxed_4(const uint32_t* p) {
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
     return v;
 }
 

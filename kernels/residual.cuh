@@ -20,32 +20,33 @@ __device__ inline uint32_t pack_halves(float low, float high) {
     return *reinterpret_cast<const uint32_t*>(&both);
 }
 
-// x of node `node` in column 16 unit + row, as it comes from memory: the value, and as a word its number. Waits for
-// nothing.
+// x of node `node` in a column, as it comes from memory: the value, and as a word its number. Waits for nothing.
 template <bool words>
-__device__ inline uint2 load_x(const PassArguments& a, int node, int unit, int row) {
-    const int at = node * a.model.n_embd + unit * 16 + row;
-    if (words) return ptx::load_word(a.scratch.x.word + at);
-    return {__ldcg(a.scratch.x.value + at), 0};
+__device__ inline uint2 load_x(const PassArguments& a, int half, const Exchange& exchange, int node, int column) {
+    const Rows& x = a.scratch.x[half];
+    if (words) return ptx::load_word(x.word + node * x.columns + column);
+    return {ptx::load_relaxed(row_of(a, x, exchange, node) + column), 0};
 }
 // Whether c_proj's blocks load it before they multiply.
 HD constexpr bool loads_x_early() {
 #if __CUDA_ARCH__ == 900
     return true;
 #else
-    return false;  // ptxas needs more registers there
+    return false;                        // ptxas needs more registers there
 #endif
 }
 
 // Its value, once it is there.
 template <bool words>
-__device__ inline float x_value(const PassArguments& a, uint2 loaded, int node, int unit, int row, uint32_t number) {
-    if (words && loaded.y != number) {
+__device__ inline float x_value(const PassArguments& a, uint2 loaded, int half, const Exchange& exchange, int node,
+                                int column) {
+    const auto absent = [&] { return words ? loaded.y != exchange.number : loaded.x == kAbsent; };
+    if (absent()) {
         Patience patience{a.scratch.failure};
         do {
             patience.turn(Wait::exchange);
-            loaded = load_x<words>(a, node, unit, row);
-        } while (loaded.y != number);
+            loaded = load_x<words>(a, half, exchange, node, column);
+        } while (absent());
     }
     return __uint_as_float(loaded.x);
 }
@@ -53,9 +54,8 @@ __device__ inline float x_value(const PassArguments& a, uint2 loaded, int node, 
 // Publishes x of a node's 16 columns, this lane's in column 16 unit + row, row = lane mod 16, and what the matrix
 // behind LayerNorm needs of them. By whole warps; `there`: the node is one of the pass. ln_weight: of this column.
 template <bool words>
-__device__ inline void publish_x(const PassArguments& a, bool there, int node, int unit, int row, float x,
-                                 float ln_weight, uint32_t number) {
-    const int E = a.model.n_embd;
+__device__ inline void publish_x(const PassArguments& a, int half, const Exchange& exchange, bool there, int node,
+                                 int unit, int row, float x, float ln_weight) {
     float sum = x;
 #pragma unroll
     for (int offset = 1; offset < 16; offset *= 2) sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, offset));
@@ -65,92 +65,165 @@ __device__ inline void publish_x(const PassArguments& a, bool there, int node, i
     for (int offset = 1; offset < 16; offset *= 2) squares = __fadd_rn(squares, __shfl_xor_sync(~0u, squares, offset));
     const float input = __fmul_rn(x, ln_weight), next = __shfl_down_sync(~0u, input, 1);
     if (!there) return;
-    put<words>(a.scratch.x, node * E + unit * 16 + row, __float_as_uint(x), number);
     if (row % 2 == 0)
-        put<words>(a.scratch.input, (node * E + fragment_column(unit * 16 + row)) / 2, pack_halves(input, next),
-                   number);
-    if (row == 0) put_two<words>(a.scratch.moments, node * (E / 8) + unit * 2, sum, squares, number);
+        put<words>(a, a.scratch.input[half], exchange, node, fragment_column(unit * 16 + row) / 2,
+                   pack_halves(input, next));
+    if (row == 0) put_two<words>(a, a.scratch.moments[half], exchange, node, unit * 2, sum, squares);
+    put<words>(a, a.scratch.x[half], exchange, node, unit * 16 + row, __float_as_uint(x));
 }
 
-// The sums of a node's units of 16 columns, kLanes lanes a node: lane i of these has the units whose number mod 32 is
-// i + kLanes r in part[r], ascending.
-template <bool words>
+// The sums of a node's units of 16 columns, in a warp: lane i has the units i + 32 k in part[k].
 struct Moments {
 #if __CUDA_ARCH__ == 900
-    static constexpr int kLanes = words ? 32 : 16;
-    static constexpr int kTogether = 4;         // words that are waited for together
-    static constexpr bool kLoadEarly = !words;  // before the matrix input, whose copies would delay them
-    static constexpr bool kIdleTake = words;    // by warps that have nothing to multiply while the others multiply
-#else                                           // ptxas needs more registers there
-    static constexpr int kLanes = 32, kTogether = 1;
-    static constexpr bool kLoadEarly = false, kIdleTake = words;
+    static constexpr int kTogether = 4;  // words that are waited for together
+#else
+    static constexpr int kTogether = 1;  // ptxas needs more registers there
 #endif
-    static constexpr int kResidues = 32 / kLanes, kWarpNodes = kResidues, kEach = 4;
+    static constexpr int kEach = 4;
     static_assert(kEach * 32 * 16 == 4 * kMultiplyThreads);
-    float2 part[kResidues][kEach];  // sum, squares
+    float2 part[kEach];  // sum, squares
 
-    // Of node `row`, as the matrix before this one left them. Words are waited for.
-    __device__ void load(const Block& b, int row, uint32_t number) {
-        const PassArguments& a = b.a;
-        const int units = a.model.n_embd / 16, lane = b.thread % kLanes;
+    // Of node `row`, once the words are there.
+    __device__ void collect_words(const Block& b, int row, uint32_t number) {
+        const Rows& rows = b.a.scratch.moments[0];
+        const int n_units = b.a.model.n_embd / 16, lane = b.thread % 32;
 #pragma unroll
-        for (int r = 0; r < kResidues; ++r) {
-            if (words) {
+        for (int k0 = 0; k0 < kEach; k0 += kTogether) {
+            uint32_t offset[kTogether];
+            uint4 pair[kTogether];
 #pragma unroll
-                for (int k0 = 0; k0 < kEach; k0 += kTogether) {
-                    uint32_t offset[kTogether];
-                    uint4 pair[kTogether];
+            for (int k = 0; k < kTogether; ++k) offset[k] = 2 * (row * n_units + lane + 32 * (k0 + k));
+            collect(b, rows.word, offset, (n_units - lane + 31) / 32 - k0, number, pair);
 #pragma unroll
-                    for (int k = 0; k < kTogether; ++k) offset[k] = 2 * (row * units + lane + 32 * (k0 + k));
-                    collect(b, a.scratch.moments.word, offset, (units - lane + 31) / 32 - k0, number, pair);
-#pragma unroll
-                    for (int k = 0; k < kTogether; ++k)
-                        part[r][k0 + k] = {__uint_as_float(pair[k].x), __uint_as_float(pair[k].z)};
-                }
-            } else {
-                const float2* from = reinterpret_cast<const float2*>(a.scratch.moments.value) + row * units;
-#pragma unroll
-                for (int k = 0; k < kEach; ++k) {
-                    const int unit = lane + kLanes * r + 32 * k;
-                    if (unit < units) part[r][k] = __ldcg(from + unit);
-                }
-            }
+            for (int k = 0; k < kTogether; ++k) part[k0 + k] = {__uint_as_float(pair[k].x), __uint_as_float(pair[k].z)};
         }
     }
 
-    // The sum of one number a residue, in all of the node's lanes: of residues 16 apart, then 8, 1, 2 and 4.
-    static __device__ float total(const float (&value)[kResidues]) {
-        float sum = kLanes == 32 ? __fadd_rn(value[0], __shfl_xor_sync(~0u, value[0], 16))
-                                 : __fadd_rn(value[0], value[kResidues - 1]);
+    // From a row of a wide pass, this lane's first value on: all, or those that were not there.
+    __device__ void load(const uint32_t* from, int n_units, int lane, bool again = false) {
+#pragma unroll
+        for (int k = 0; k < kEach; ++k) {
+            if (lane + 32 * k >= n_units || (again && there(k))) continue;
+            const uint2 loaded = ptx::load_relaxed_2(from + 64 * k);
+            part[k] = {__uint_as_float(loaded.x), __uint_as_float(loaded.y)};
+        }
+    }
+    __device__ bool there(int k) const {
+        return max(__float_as_uint(part[k].x), __float_as_uint(part[k].y)) != kAbsent;
+    }
+    __device__ bool all_there(int n_units, int lane) const {
+        bool all = true;
+#pragma unroll
+        for (int k = 0; k < kEach; ++k) all &= lane + 32 * k >= n_units || there(k);
+        return all;
+    }
+
+    // The sum of the lanes' values: of lanes 16 apart, then 8, 1, 2 and 4.
+    static __device__ float total(float sum) {
+        sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 16));
         sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 8));
 #pragma unroll
         for (int offset = 1; offset < 8; offset *= 2) sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, offset));
         return sum;
     }
 
-    // Mean and scale of the node, in all of its lanes 0 .. kLanes - 1. By whole warps.
+    // Mean and scale of the node, in all lanes. By whole warps.
     __device__ float2 combine(const DeviceModel& m, int lane) const {
-        const int units = m.n_embd / 16;
-        float sum[kResidues] = {}, squares[kResidues] = {};
-        const auto each = [&](const auto& use) {
+        const int n_units = m.n_embd / 16;
+        float sum = 0, squares = 0;
 #pragma unroll
-            for (int r = 0; r < kResidues; ++r)
-#pragma unroll
-                for (int k = 0; k < kEach; ++k)
-                    if (lane + kLanes * r + 32 * k < units) use(r, part[r][k]);
-        };
-        each([&](int r, const float2& p) { sum[r] = __fadd_rn(sum[r], p.x); });
+        for (int k = 0; k < kEach; ++k)
+            if (lane + 32 * k < n_units) sum = __fadd_rn(sum, part[k].x);
         const float mean = __fmul_rn(total(sum), m.per_column);
-        each([&](int r, const float2& p) {
-            const float d = __fsub_rn(__fmul_rn(p.x, 0.0625f), mean);
-            squares[r] = __fadd_rn(squares[r], __fmaf_rn(__fmul_rn(d, 16.0f), d, p.y));
-        });
+#pragma unroll
+        for (int k = 0; k < kEach; ++k) {
+            if (lane + 32 * k >= n_units) continue;
+            const float d = __fsub_rn(__fmul_rn(part[k].x, 0.0625f), mean);
+            squares = __fadd_rn(squares, __fmaf_rn(__fmul_rn(d, 16.0f), d, part[k].y));
+        }
         const float variance = __fmul_rn(total(squares), m.per_column);
         return {mean, __frsqrt_rn(__fadd_rn(variance, m.epsilon))};
+    }
+
+    // Leaves them where the results of node `row` find them.
+    __device__ void keep(const DeviceModel& m, int row, int lane) const {
+        const float2 combined = combine(m, lane);
+        if (lane != 0) return;
+        shared_state.mean[row] = combined.x;
+        shared_state.scale[row] = combined.y;
     }
 };
 
 // What LayerNorm makes of a product. mean, scale: of the node.
 __device__ inline float normalised(float product, float along, float constant, float mean, float scale) {
     return __fmaf_rn(scale, __fmaf_rn(-mean, along, product), constant);
+}
+
+// Fetches n_embd halves of each of n rows of a wide pass into the block's input: nodes node0 .. node0 + n - 1, from
+// value `first` on. A warp takes one row at a time. With `moments`, also the nodes' means and scales. wait() is called
+// when only the loads are left to do.
+template <int NT, class Until>
+__device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows* moments, const Exchange& exchange,
+                                    int node0, int n, int first, const Until& wait) {
+#if __CUDA_ARCH__ == 900
+    constexpr int kBatch = 5;  // 16-byte loads of a lane under way together
+#else
+    constexpr int kBatch = 1;            // ptxas needs more registers there
+#endif
+    const PassArguments& a = b.a;
+    const int lane = b.thread % 32, steps = a.model.n_embd / 8, n_units = a.model.n_embd / 16;
+    int row = b.thread / 32;
+    const uint32_t* from = ptx::kept(row_of(a, rows, exchange, node0 + row) + first + 4 * lane);
+    const uint32_t* sums = moments ? ptx::kept(row_of(a, *moments, exchange, node0 + row) + 2 * lane) : nullptr;
+    uint32_t to = ptx::kept(b.input_at(row, 8 * lane));
+    const int n_loads = (steps - lane + 31) / 32;
+    wait();
+#pragma unroll 1
+    for (; row < n; row += kMultiplyWarps) {
+        Moments of_row;
+        if (moments) of_row.load(sums, n_units, lane);
+#pragma unroll 1
+        for (int done = 0; done < n_loads; done += kBatch) {
+            const uint32_t* batch = from + 128 * done;
+            uint4 piece[kBatch];
+#pragma unroll
+            for (int k = 0; k < kBatch; ++k)
+                if (done + k < n_loads) piece[k] = ptx::load_relaxed_4(batch + 128 * k);
+            const auto complete = [&] {
+                bool all = true;
+#pragma unroll
+                for (int k = 0; k < kBatch; ++k) all &= done + k >= n_loads || is_there(piece[k]);
+                return all;
+            };
+            if (!complete()) {
+                Patience patience{a.scratch.failure};
+                do {
+                    patience.turn(Wait::exchange);
+#pragma unroll
+                    for (int k = 0; k < kBatch; ++k)
+                        if (done + k < n_loads && !is_there(piece[k])) piece[k] = ptx::load_relaxed_4(batch + 128 * k);
+                    if (moments) of_row.load(sums, n_units, lane, true);
+                } while (!complete());
+            }
+#pragma unroll
+            for (int k = 0; k < kBatch; ++k)
+                if (done + k < n_loads) ptx::store_shared_16(to + (done + k) * 512, piece[k]);
+        }
+        if (moments) {
+            if (!of_row.all_there(n_units, lane)) {
+                Patience patience{a.scratch.failure};
+                do {
+                    patience.turn(Wait::exchange);
+                    of_row.load(sums, n_units, lane, true);
+                } while (!of_row.all_there(n_units, lane));
+            }
+            __syncwarp();
+            of_row.keep(a.model, row, lane);
+        }
+        if (8 * NT <= kMultiplyWarps) break;
+        from += kMultiplyWarps * a.scratch.layer_values;
+        if (moments) sums += kMultiplyWarps * a.scratch.layer_values;
+        to += kMultiplyWarps * a.shared.input_stride * 2;
+    }
+    block_barrier();
 }

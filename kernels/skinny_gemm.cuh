@@ -28,12 +28,14 @@ HD constexpr uint32_t fragment_index(uint32_t row, uint32_t column) {
 
 // Column tiles of a warp in passes of NT of them, and warps that read a piece.
 HD constexpr int warp_tiles(int NT) {
-#if __CUDA_ARCH__ >= 900
-    constexpr int kMost = 2;
+#if __CUDA_ARCH__ == 900
+    const int most = 2;
+#elif __CUDA_ARCH__ > 900
+    const int most = NT < 8 ? 2 : 1;  // ptxas needs more registers there
 #else
-    constexpr int kMost = 1;  // ptxas needs more registers there
+    const int most = 1;
 #endif
-    return NT < kMost ? NT : kMost;
+    return NT < most ? NT : most;
 }
 HD constexpr int weight_readers(int NT) {
     return NT / warp_tiles(NT);
@@ -115,6 +117,12 @@ template <int NT, class Result>
 __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Doing afterwards, const Result& result) {
     constexpr int kTiles = warp_tiles(NT), kGroups = weight_readers(NT);
     const PassArguments& a = b.a;
+#if __CUDA_ARCH__ == 900
+    constexpr bool own = NT == 1;  // each warp keeps its position in the ring
+#else
+    constexpr bool own = false;       // ptxas needs more registers there
+#endif
+    int& read = own ? b.read : shared_state.read;
     const int pieces = a.pieces, warp = b.thread / 32, lane = b.thread % 32;
     if (b.thread == 0 && matrix.units > 0) set_doing(Doing::multiplying);
 #pragma unroll 1
@@ -128,7 +136,7 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
             if (item >= n_items) break;
             const int group = item % kGroups, of_held = item / kGroups, unit = of_held * a.per_piece >> 16;
             const int piece = of_held - unit * pieces;
-            const Ring::Position from = b.ring.ahead(b.read, of_held);
+            const Ring::Position from = b.ring.position(read + of_held);
             if (item >= met + lap) b.ring.wait_empty(from);
             b.ring.wait_full(from);
             if (piece == 0 && group == 0)
@@ -147,8 +155,8 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
                 for (int k = 0; k < 4; ++k)
                     to[c * kFragment + fragment_index(lane / 4 + k / 2 * 8, lane % 4 * 2 + k % 2)] = sum[c][k];
         }
-        b.read = b.ring.ahead(b.read, held * pieces);
         block_barrier();
+        if (own || b.thread == 0) read = b.ring.ahead(read, held * pieces);
 #pragma unroll 1
         for (int round = 0; round < (matrix.parts > 1 ? 2 : 1); ++round)
 #pragma unroll 1

@@ -303,15 +303,15 @@ __device__ inline float2 merge_columns(const float* results, int n_classes, int 
 // q of the group's nodes i0.. (n of them), of one head, from words or floats to shared memory: (n, kQueryStride), as
 // high and low halves. With words also the keys and values of all nodes of the pass: fresh (kWordNodes, 2, kRowStride).
 template <bool words>
-__device__ inline void collect_head(const Block& b, const Rows& qkv, int head, int i0, int n, int n_pass,
-                                    uint32_t number, uint32_t* q, uint16_t* fresh) {
+__device__ inline void collect_head(const Block& b, int head, int i0, int n, int n_pass, uint32_t number, uint32_t* q,
+                                    uint16_t* fresh) {
     const int E = b.a.model.n_embd, n_query = n * (kHeadSize / 2),
               n_pairs = words ? n_query + n_pass * (kHeadSize / 2) : n_query / 2;
     for (int i = b.thread; i < n_pairs; i += kMultiplyThreads) {
         if (!words) {  // four columns
             const int node = i / (kHeadSize / 4), at = i % (kHeadSize / 4);
             const float4 v =
-                __ldcg(reinterpret_cast<const float4*>(qkv.value + (i0 + node) * E + head * kHeadSize) + at);
+                __ldcg(reinterpret_cast<const float4*>(b.a.scratch.q + (i0 + node) * E + head * kHeadSize) + at);
             stage_query(q + node * kQueryStride, at, v);
             continue;
         }
@@ -327,7 +327,7 @@ __device__ inline void collect_head(const Block& b, const Rows& qkv, int head, i
             to = reinterpret_cast<uint32_t*>(fresh + (2 * node + at / 16) * kRowStride) + at % 16 * 2;
         }
         uint4 pair[1];
-        collect(b, qkv.word, offset, 1, number, pair);
+        collect(b, b.a.scratch.qkv, offset, 1, number, pair);
         if (is_query) split_halves(__uint_as_float(pair[0].x), __uint_as_float(pair[0].z), pair[0].x, pair[0].z);
         to[0] = pair[0].x;
         to[1] = pair[0].z;
@@ -400,7 +400,7 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
         }
         bool more = next();
         if (task == int(blockIdx.x)) b.phase.wait(!words);
-        collect_head<words>(b, s.qkv, head, i0, n, pass.n, from, q, fresh);
+        collect_head<words>(b, head, i0, n, pass.n, from, q, fresh);
 #pragma unroll 1
         while (more) {
             const bool own = job.index >= n_shared;
@@ -426,7 +426,6 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
             more = next();
         }
         block_barrier();
-        if (!words && b.thread == 0) set_doing(Doing::arriving);
 
         if (n_shared + n_own > kClasses) {
 #pragma unroll 1
@@ -443,10 +442,10 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
                 merge_classes<TreeResults>(results + i * TreeResults::kFloats, min(n_chunks, kClasses), quarter, lane);
             const int column = head * kHeadSize + quarter * kQuarter + lane % 4 * 4 + lane / 4 * 2;
             if (lane < 8)
-                put<words>(s.attention, ((i0 + i) * m.n_embd + fragment_column(column)) / 2,
-                           lane < 4 ? pack_halves(y.x, y.y) : pack_halves(y.z, y.w), number);
+                put<words>(b.a, s.attention, {number, b.a.layer_rows[layer]}, i0 + i, fragment_column(column) / 2,
+                           lane < 4 ? pack_halves(y.x, y.y) : pack_halves(y.z, y.w));
         }
         block_barrier();  // the results have been read
     }
-    b.phase.arrive(min(n_tasks, int(gridDim.x)), int(blockIdx.x) < n_tasks, !words);
+    b.phase.arrive(min(n_tasks, int(gridDim.x)), int(blockIdx.x) < n_tasks, false);
 }

@@ -57,16 +57,16 @@ struct Ring {
     const PassArguments& a;
     uint32_t slots, barriers;  // shared addresses
 
-    __device__ explicit Ring(const PassArguments& arguments)
+    // keep: in registers.
+    __device__ Ring(const PassArguments& arguments, bool keep)
         : a(arguments),
-#if __CUDA_ARCH__ == 900  // elsewhere ptxas needs the registers
-          slots(ptx::kept(ptx::shared_address(shared_memory) + arguments.shared.ring)),
-          barriers(ptx::kept(ptx::shared_address(shared_state.full)))
-#else
           slots(ptx::shared_address(shared_memory) + arguments.shared.ring),
-          barriers(ptx::shared_address(shared_state.full))
+          barriers(ptx::shared_address(shared_state.full)) {
+#if __CUDA_ARCH__ == 900  // elsewhere ptxas needs the registers
+        if (!keep) return;
+        slots = ptx::kept(slots);
+        barriers = ptx::kept(barriers);
 #endif
-    {
     }
 
     struct Position {
@@ -75,6 +75,14 @@ struct Ring {
     };
     __device__ Position ahead(Position at, int pieces) const {
         for (at.slot += pieces; at.slot >= a.shared.n_slots; at.slot -= a.shared.n_slots) at.parity ^= 1;
+        return at;
+    }
+    // The same in one number: slot + n_slots parity.
+    __device__ Position position(int at) const {
+        return ahead(Position{}, at);
+    }
+    __device__ int ahead(int at, int pieces) const {
+        for (at += pieces; at >= 2 * a.shared.n_slots;) at -= 2 * a.shared.n_slots;
         return at;
     }
     // Shared addresses of a slot and its mbarriers.

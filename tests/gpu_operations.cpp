@@ -196,19 +196,22 @@ double half_of(uint32_t pair, int which) {
 }
 
 // What blocks exchanged in a pass of n nodes: rows of `columns` values.
+// What a pass of n nodes exchanged last of a kind: in its last layer, or (after = 1) behind it.
 struct Exchanged {
     bool words;
-    size_t columns;
+    size_t columns, first = 0, apart = 0;
     std::vector<uint64_t> word;
     std::vector<uint32_t> plain;
-    Exchanged(const Rows& rows, int n, int columns) : words(n <= kWordNodes), columns(columns) {
-        if (words)
+    Exchanged(const Scratch& s, const Rows& rows, int after, int n) : words(n <= kWordNodes), columns(rows.columns) {
+        if (words) {
             word = fetch(rows.word, size_t(kWordNodes) * columns);
-        else
-            plain = fetch(rows.value, size_t(kMaxNodes) * columns);
+            return;
+        }
+        first = rows.first, apart = s.layer_values;
+        plain = fetch(s.value + size_t(kTurns + after) * kMaxNodes * apart, size_t(kMaxNodes) * apart);
     }
     uint32_t value(int node, size_t column) const {
-        return words ? uint32_t(word[node * columns + column]) : plain[node * columns + column];
+        return words ? uint32_t(word[node * columns + column]) : plain[node * apart + first + column];
     }
     float single(int node, size_t column) const { return std::bit_cast<float>(value(node, column)); }
     Row halves(int node) const {  // of rows in fragment order
@@ -218,11 +221,6 @@ struct Exchanged {
             out[c] = half_of(value(node, at / 2), at % 2);
         }
         return out;
-    }
-    bool numbered(int node) const {  // with the same number throughout
-        for (size_t c = 0; words && c < columns; ++c)
-            if (word[node * columns + c] >> 32 != word[0] >> 32) return false;
-        return true;
     }
 };
 
@@ -313,8 +311,11 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
             const Scratch& s = gpu.scratch();
             const Pass pass = {base, first, n, tree.token.data(), tree.parent.data(), n};
             gpu.forward(pass);
-            const Exchanged residual(s.x, n, E), moments(s.moments, n, E / 8), final(s.input, n, E / 2),
-                attention(s.attention, n, E / 2), mlp(s.mlp, n, 2 * E), qkv(s.qkv, n, n <= kWordNodes ? 2 * E : E);
+            const Exchanged residual(s, s.x[0], 1, n), moments(s, s.moments[0], 1, n), final(s, s.input[0], 1, n),
+                attention(s, s.attention, 0, n), mlp(s, s.mlp, 0, n);
+            const bool words = n <= kWordNodes;
+            const std::vector<uint64_t> qkv = fetch(s.qkv, size_t(kWordNodes) * 2 * E);
+            const std::vector<float> plain_q = fetch(s.q, size_t(kMaxNodes) * E);
             DeviceModel cache = gpu.device_model();
             std::vector<uint16_t> kv = fetch(cache.kv, size_t(2) * n_head * cache.kv_rows * kHeadSize);
             REQUIRE(!kv.empty());
@@ -332,17 +333,18 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
                                            x, as_input(scaled(exact(x), l.ln_1_weight)));
                 const auto third = [&](const Row& r, int k) { return Row(r.begin() + k * E, r.begin() + (k + 1) * E); };
                 Row q(E), fresh[2] = {Row(E), Row(E)};
-                bool stored = true;
+                bool stored = true, numbered = true;
                 for (int c = 0; c < E; ++c) {
-                    q[c] = qkv.single(i, c);
+                    q[c] = words ? std::bit_cast<float>(uint32_t(qkv[i * 2 * E + c])) : plain_q[i * E + c];
                     for (int v = 0; v < 2; ++v) {
                         const uint16_t row = cache.kv_row(0, v, c / kHeadSize, n_positions + first + i)[c % kHeadSize];
                         fresh[v][c] = half_to_float(row);
-                        if (qkv.words) stored &= row == uint16_t(qkv.value(i, E + (v * E + c) / 2) >> 16 * (c % 2));
+                        if (words) stored &= row == uint16_t(qkv[i * 2 * E + E + (v * E + c) / 2] >> 16 * (c % 2));
                     }
                 }
                 CHECK_MESSAGE(stored, where("keys and values in the cache"));
-                CHECK_MESSAGE(qkv.numbered(i), where("numbers of the words of c_attn"));
+                for (int c = 0; words && c < 2 * E; ++c) numbered &= qkv[i * 2 * E + c] >> 32 == qkv[0] >> 32;
+                CHECK_MESSAGE(numbered, where("numbers of the words of c_attn"));
                 check(where("embedding, LayerNorm 1, c_attn: q"), q,
                       {third(expected.value, 0), third(expected.error, 0)}, false);
                 check(where("embedding, LayerNorm 1, c_attn: keys"), fresh[0],
