@@ -7,11 +7,14 @@
 // written again only when all have read it: whoever reads an exchange works in the next one, and nobody can write to
 // the same place again before that work has gone into everything.
 //
-// Words are twice as many bytes. In wider passes a place that waits for its next value holds kAbsent instead, a NaN
-// that arithmetic never makes. Layer l writes to buffer l mod 3. Whoever has multiplied by its c_fc knows that all are
-// done with the layer before, and clears a share of that one's buffer; so a place is clear a layer before it is written
-// again. The last layer and what follows it have buffers of their own, which the next wide pass clears where it
-// begins; of a model of one layer, the host before the pass.
+// Words are twice as many bytes, which all blocks read. In wider passes a place that waits for its next value holds
+// kAbsent instead, a NaN that arithmetic never makes. Layer l writes to buffer l mod 3. Whoever has multiplied by its
+// c_fc knows that all are done with the layer before, and clears a share of that one's buffer; so a place is clear a
+// layer, 10 us and more, before it is written again: nothing else orders these two stores. The last layer and what
+// follows it have buffers of their own, which the next wide pass clears where it begins; of a model of one layer, the
+// host before the pass.
+//
+// Bytes of wide passes: those of the values, and as many once more to clear them, which nobody reads.
 //
 // New keys and values of wide passes go to the cache, whose places never were clear: c_attn is followed by a release.
 #pragma once
