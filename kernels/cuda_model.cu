@@ -117,30 +117,26 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
         uint64_t bytes;
     };
     const auto piece = [](auto*& pointer, uint64_t count) { return Piece{&pointer, count * sizeof(*pointer)}; };
-    // Words of narrow passes; values of wide ones, by layer.
-    uint64_t *words = nullptr, n_words = 0;
-    struct Kind {
-        Rows* rows;
-        uint64_t columns;
-        int halves;
+    // Where each kind of rows stands among all that a layer exchanges.
+    const auto place = [&](Rows& rows, uint64_t columns) {
+        rows.columns = uint32_t(columns);
+        rows.first = std::exchange(scratch_.layer_values, scratch_.layer_values + rows.columns);
     };
-    const Kind kinds[] = {{scratch_.x, E, 2},
-                          {scratch_.moments, E / 8, 2},
-                          {scratch_.input, E / 2, 2},
-                          {&scratch_.attention, E / 2, 1},
-                          {&scratch_.mlp, 2 * E, 1}};
-    for (const Kind& kind : kinds) {
-        for (int half = 0; half < kind.halves; ++half) {
-            kind.rows[half] = {nullptr, uint32_t(kind.columns), scratch_.layer_values};
-            scratch_.layer_values += uint32_t(kind.columns);
-        }
-        n_words += kWordNodes * kind.columns;
-    }
-    n_words += kWordNodes * 2 * E + kMaxNodes * kSplit * E;
+    for (Rows& rows : scratch_.x) place(rows, E);
+    for (Rows& rows : scratch_.moments) place(rows, E / 8);
+    for (Rows& rows : scratch_.input) place(rows, E / 2);
+    place(scratch_.attention, E / 2);
+    place(scratch_.mlp, 2 * E);
     const uint64_t n_values = kBuffers * kMaxNodes * scratch_.layer_values;
     const Piece pieces[] = {piece(model_.weights, view.size),
                             {&model_.kv, kv_bytes},
-                            piece(words, n_words),
+                            piece(scratch_.x[0].word, kWordNodes * E),  // the words, up to the values
+                            piece(scratch_.moments[0].word, kWordNodes * E / 8),
+                            piece(scratch_.input[0].word, kWordNodes * E / 2),
+                            piece(scratch_.attention.word, kWordNodes * E / 2),
+                            piece(scratch_.mlp.word, kWordNodes * 2 * E),
+                            piece(scratch_.qkv, kWordNodes * 2 * E),
+                            piece(scratch_.parts, kMaxNodes * kSplit * E),
                             piece(scratch_.value, n_values),
                             piece(scratch_.q, kMaxNodes * E),
                             piece(prefill_scratch_.x, rows * E),
@@ -173,12 +169,8 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
         at += aligned(p.bytes);
     }
 
-    for (const Kind& kind : kinds) {
-        for (int half = 0; half < kind.halves; ++half) kind.rows[half].word = words;
-        words += kWordNodes * kind.columns;
-    }
-    scratch_.qkv = words;
-    scratch_.parts = words + kWordNodes * 2 * E;
+    // Numbers tell the words of both halves of a layer apart.
+    for (Rows* rows : {scratch_.x, scratch_.moments, scratch_.input}) rows[1].word = rows[0].word;
 
     const uint64_t host_bytes = sizeof(HostMemory) + c.n_positions * sizeof(int32_t);
     cuda_check(cudaHostAlloc(reinterpret_cast<void**>(&host_), host_bytes, cudaHostAllocMapped),
@@ -204,7 +196,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
                    "copying the weights");
         cuda_check(cudaEventRecord(staged_[half], stream_), "copying the weights");
     }
-    exchange_bytes_ = n_words * sizeof(uint64_t);
+    exchange_bytes_ = reinterpret_cast<uint8_t*>(scratch_.value) - reinterpret_cast<uint8_t*>(scratch_.x[0].word);
     const uint64_t rest = aligned(view.size);
     cuda_check(cudaMemsetAsync(memory_ + rest, 0, bytes_ - rest, stream_), "clearing its memory");
     cuda_check(cudaMemsetAsync(scratch_.value, 0xff, n_values * sizeof(uint32_t), stream_), "clearing its memory");

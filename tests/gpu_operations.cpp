@@ -195,8 +195,8 @@ double half_of(uint32_t pair, int which) {
     return half_to_float(uint16_t(pair >> 16 * which));
 }
 
-// What blocks exchanged in a pass of n nodes: rows of `columns` values.
-// What a pass of n nodes exchanged last of a kind: in its last layer, or (after = 1) behind it.
+// What blocks exchanged last of a kind in a pass of n nodes, rows of `columns` values: in its last layer, or (after =
+// 1) behind it.
 struct Exchanged {
     bool words;
     size_t columns, first = 0, apart = 0;
