@@ -45,21 +45,23 @@ static uint64_t aligned(uint64_t n) {
     return (n + 255) / 256 * 256;
 }
 
-// Kernel of a width, by its number of column tiles.
-static void (*pass_kernel(int column_tiles))(PassArguments) {
-    switch (column_tiles) {
+// The narrowest kernel for n nodes.
+static int width_for(int n) {
+    return *std::find_if(std::begin(kWidths), std::end(kWidths), [&](int width) { return width >= n; });
+}
+static void (*pass_kernel(int width))(PassArguments) {
+    switch (width) {
         case 1:
             return forward_pass<1>;
-        case 2:
-            return forward_pass<2>;
-        case 4:
-            return forward_pass<4>;
-        default:
+        case 8:
             return forward_pass<8>;
+        case 16:
+            return forward_pass<16>;
+        case 32:
+            return forward_pass<32>;
+        default:
+            return forward_pass<64>;
     }
-}
-static int column_tiles(int n) {
-    return n <= 8 ? 1 : n <= 16 ? 2 : n <= 32 ? 4 : 8;
 }
 
 CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config_(view.config), device_(device) {
@@ -128,32 +130,34 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
     place(scratch_.attention, E / 2);
     place(scratch_.mlp, 2 * E);
     const uint64_t n_values = kBuffers * kMaxNodes * scratch_.layer_values;
-    const Piece pieces[] = {piece(model_.weights, view.size),
-                            {&model_.kv, kv_bytes},
-                            piece(scratch_.x[0].word, kWordNodes * E),  // the words, up to the values
-                            piece(scratch_.moments[0].word, kWordNodes * E / 8),
-                            piece(scratch_.input[0].word, kWordNodes * E / 2),
-                            piece(scratch_.attention.word, kWordNodes * E / 2),
-                            piece(scratch_.mlp.word, kWordNodes * 2 * E),
-                            piece(scratch_.qkv, kWordNodes * 2 * E),
-                            piece(scratch_.parts, kMaxNodes * kSplit * E),
-                            piece(scratch_.value, n_values),
-                            piece(scratch_.q, kMaxNodes * E),
-                            piece(prefill_scratch_.x, rows * E),
-                            piece(prefill_scratch_.q, rows * E),
-                            piece(prefill_scratch_.part, kSplit * rows * E),
-                            piece(prefill_scratch_.input, rows * E),
-                            piece(prefill_scratch_.moments, 2 * rows),
-                            piece(prefill_scratch_.mlp, rows * 4 * E),
-                            piece(scratch_.logits, kMaxNodes * vocab),
-                            piece(scores_, kMaxNodes * vocab),
-                            piece(vectors_, vector_units() * 2 * 16),
-                            piece(scratch_.best, 2),
-                            piece(scratch_.chosen, 1),
-                            piece(scratch_.counter, 1),
-                            piece(scratch_.next_counter, 1),
-                            piece(scratch_.stop, 1),
-                            piece(nodes_, 1)};
+    const Piece pieces[] = {
+        piece(model_.weights, view.size),
+        {&model_.kv, kv_bytes},
+        piece(scratch_.x[0].word, E),  // the words, up to the values
+        piece(scratch_.moments[0].word, E / 8),
+        piece(scratch_.input[0].word, E / 2),
+        piece(scratch_.attention.word, E / 2),
+        piece(scratch_.mlp.word, 2 * E),
+        piece(scratch_.qkv, kNarrow * 2 * E),
+        piece(scratch_.parts, kMaxNodes * kSplit * E),
+        piece(scratch_.chunks, uint64_t(c.n_head) * max_chunks(c.n_positions) * kNarrow * kChunkWords),
+        piece(scratch_.value, n_values),
+        piece(scratch_.q, kMaxNodes * E),
+        piece(prefill_scratch_.x, rows * E),
+        piece(prefill_scratch_.q, rows * E),
+        piece(prefill_scratch_.part, kSplit * rows * E),
+        piece(prefill_scratch_.input, rows * E),
+        piece(prefill_scratch_.moments, 2 * rows),
+        piece(prefill_scratch_.mlp, rows * 4 * E),
+        piece(scratch_.logits, kMaxNodes * vocab),
+        piece(scores_, kMaxNodes * vocab),
+        piece(vectors_, vector_units() * 2 * 16),
+        piece(scratch_.best, 2),
+        piece(scratch_.chosen, 1),
+        piece(scratch_.counter, 1),
+        piece(scratch_.next_counter, 1),
+        piece(scratch_.stop, 1),
+        piece(nodes_, 1)};
     for (const Piece& p : pieces) bytes_ += aligned(p.bytes);
     size_t free_bytes = 0, total_bytes = 0;
     cuda_check(cudaMemGetInfo(&free_bytes, &total_bytes), "reading its free memory");
@@ -203,9 +207,9 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
     fold();
     synchronise();
 
-    for (int tiles : {1, 2, 4, 8})
-        if (8 * tiles <= max_width_)
-            cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(pass_kernel(tiles)),
+    for (const int width : kWidths)
+        if (width <= max_width_)
+            cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(pass_kernel(width)),
                                             cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared),
                        "setting up a kernel");
     for (auto* kernel : {decode_pass<true>, decode_pass<false>})
@@ -266,9 +270,10 @@ void CudaModel::synchronise() {
 }
 
 SharedLayout CudaModel::shared_layout(int n) const {
-    const int E = config_.n_embd, tiles = column_tiles(n);
+    const int E = config_.n_embd, width = width_for(n), tiles = column_tiles(width);
     SharedLayout s = {};
     s.input_stride = E + 32;
+    s.attention_split = std::max(1, n_blocks_ / config_.n_head);
     // As few nodes of a head together as take no more rounds over the blocks than the most nodes would.
     const auto rounds = [&](int group) {
         return (config_.n_head * ((n + group - 1) / group) + n_blocks_ - 1) / n_blocks_;
@@ -276,16 +281,17 @@ SharedLayout CudaModel::shared_layout(int n) const {
     s.attention_nodes = 1;
     while (rounds(s.attention_nodes) > rounds(kGroup)) ++s.attention_nodes;
     const auto aligned_128 = [](int bytes) { return (bytes + 127) / 128 * 128; };
-    const int unit_bytes = unit_pieces(E) * tiles * kFragment * 4, rows_bytes = 8 * tiles * s.input_stride * 2;
+    const int unit_bytes = unit_pieces(E) * tiles * fragment_floats(width) * 4, rows_bytes = width * s.input_stride * 2;
+    const int attention = attention_bytes(width <= kNarrow ? 0 : s.attention_nodes, width <= kNarrow);
     // Sums of fewer units at a time where the ring would be short.
     for (s.held_units = kMaxHeldUnits;;) {
         s.partial = 0;
         s.input = aligned_128(s.held_units * unit_bytes);
-        s.ring = aligned_128(std::max(
-            {int(s.input) + rows_bytes, attention_bytes(s.attention_nodes, tiles == 1), int(sizeof(ChooseSpace))}));
+        s.ring = aligned_128(std::max({int(s.input) + rows_bytes, attention, int(sizeof(ChooseSpace))}));
         s.n_slots = std::min(kMaxRingSlots, (max_shared_ - kSharedState - int(s.ring)) / kSlotBytes);
         s.bytes = s.ring + std::max(s.n_slots, 0) * kSlotBytes;
-        if (s.n_slots >= (s.held_units > kUsualUnits ? kEnoughSlots : kFewSlots) || s.held_units == 1) break;
+        if (s.n_slots >= (s.held_units > kUsualUnits ? kEnoughSlots : kFewSlots) || s.held_units == 1 || width == 1)
+            break;
         --s.held_units;
     }
     return s;
@@ -379,21 +385,21 @@ void CudaModel::launch(const DevicePass& pass, const DevicePass* device_pass, in
         a.most = most;
         a.at = at;
         a.number = uint32_t(at / max_width_) * numbers_of_launch();
-        if (model_.n_layer == 1 && width > kWordNodes)  // its only layer is the last one, whose buffer is used at once
+        if (model_.n_layer == 1 && width > 1)  // its only layer is the last one, whose buffer is used at once
             cuda_check(cudaMemsetAsync(scratch_.value + a.layer_rows[0], 0xff,
                                        2 * kMaxNodes * scratch_.layer_values * sizeof(uint32_t), stream),
                        "starting a pass");
         void* parameters[] = {&a};
         cuda_check(
-            cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(pass_kernel(column_tiles(width))),
-                                        dim3(n_blocks_), dim3(kBlockThreads), parameters, a.shared.bytes, stream),
+            cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(pass_kernel(width_for(width))), dim3(n_blocks_),
+                                        dim3(kBlockThreads), parameters, a.shared.bytes, stream),
             "starting a pass");
     }
 }
 
 void CudaModel::enqueue(int n, const DevicePass* device_pass, CUstream_st* stream) {
     int least = 1;
-    for (const int most : {8, 16, 32, 64}) {
+    for (const int most : kWidths) {
         if (least <= n) launch({}, device_pass, least, std::min(most, n), stream);
         least = most + 1;
     }

@@ -44,13 +44,18 @@ HD constexpr uint32_t fragment_column(uint32_t column) {
     return column - c + (c % 8) / 2 * 8 + c / 16 * 4 + c % 16 / 8 * 2 + c % 2;
 }
 
-constexpr int kWordNodes = 8;  // in the widest pass whose results travel as words
+// Kernels run passes of up to so many nodes, those of 8 and more with as many column tiles of 8 as that makes.
+constexpr int kWidths[] = {1, 8, 16, 32, 64};
+HD constexpr int column_tiles(int width) {
+    return (width + 7) / 8;
+}
+constexpr int kNarrow = 8;  // nodes of the widest pass in which blocks share heads (tree_attention.cuh)
 
 // What blocks exchange of a kind, rows by node of values, which are floats or pairs of halves (exchange.cuh): as words
-// of (value, number) in passes of up to 8 nodes, else in rows of all that a layer exchanges, `first` values from their
+// of (value, number) in passes of one node, else in rows of all that a layer exchanges, `first` values from their
 // beginning on. Of matrix inputs, the halves stand in fragment order.
 struct Rows {
-    uint64_t* word;  // (kWordNodes, columns)
+    uint64_t* word;  // (columns)
     uint32_t columns, first;
 };
 
@@ -66,12 +71,13 @@ struct Scratch {
     Rows mlp;         // 4 n_embd halves: matrix input of mlp_proj
     uint32_t* value;  // (kBuffers, kMaxNodes, layer_values) of wide passes
     uint32_t layer_values;  // of a node
-    uint64_t* qkv;          // (kWordNodes, 2 n_embd) words: q in fp32, keys and values as pairs of halves
-    float* q;               // (kMaxNodes, n_embd) of wide passes
-    uint64_t* parts;  // (n_embd / 16, kSplit, kMaxNodes / 8, 128) words: of mlp_proj's result, on the way to one block
-    float* logits;    // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order
-    uint64_t* best;   // (2) greedy decoding: the best (logit, token) of even and odd steps
-    int32_t* chosen;  // (1) the token that sampled decoding goes on with
+    uint64_t* qkv;          // (kNarrow, 2 n_embd) words: q in fp32, keys and values as pairs of halves
+    float* q;               // (kMaxNodes, n_embd) of passes of more than kNarrow nodes
+    uint64_t* parts;   // (n_embd / 16, kSplit, kMaxNodes / 8, 128) words: of mlp_proj's result, on the way to one block
+    uint64_t* chunks;  // (n_head, max_chunks, kNarrow, kChunkWords) words: of attention's result (tree_attention.cuh)
+    float* logits;     // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order
+    uint64_t* best;    // (2) greedy decoding: the best (logit, token) of even and odd steps
+    int32_t* chosen;   // (1) the token that sampled decoding goes on with
     uint32_t *counter, *next_counter;  // phase counter of this kernel, of the next
     uint32_t* stop;                    // not 0 ends the current decode
     uint32_t* failure;                 // host memory: which wait ran out of patience
@@ -121,7 +127,8 @@ struct SharedLayout {
     uint32_t bytes;
     int input_stride, n_slots;
     int held_units;       // whose sums `partial` holds at a time
-    int attention_nodes;  // of one head that a block takes at a time
+    int attention_nodes;  // of one head that a block takes at a time; or
+    int attention_split;  // blocks that share a head in passes of up to kNarrow nodes
 };
 
 // A matrix of each layer, or the head, as the pass reads it (weight_ring.cuh).

@@ -2,8 +2,9 @@
 // needs a fence: a release waits for everything that the multiprocessor has under way, the weights' copies too, 1.6 us
 // with one piece of 20 KB and 3 us with three. The phase counter tells when to look (phase_counter.cuh).
 //
-// In passes of up to 8 nodes they are 64-bit words of a 32-bit value and the number of the exchange that it belongs to.
-// Memory reads and writes a word whole. Numbers only grow (4 n_layer + 2 a pass), so words are never cleared. A word is
+// In passes of one node they are 64-bit words of a 32-bit value and the number of the exchange that it belongs to, and
+// so is in all passes what few blocks read: parts of sums, in passes of up to 8 nodes what attention works on. Memory
+// reads and writes a word whole. Numbers only grow (4 n_layer + 2 a pass), so words are never cleared. A word is
 // written again only when all have read it: whoever reads an exchange works in the next one, and nobody can write to
 // the same place again before that work has gone into everything.
 //
@@ -16,31 +17,35 @@
 //
 // Bytes of wide passes: those of the values, and as many once more to clear them, which nobody reads.
 //
-// New keys and values of wide passes go to the cache, whose places never were clear: c_attn is followed by a release.
+// New keys and values of passes of more than 8 nodes go to the cache, whose places never were clear: c_attn is followed
+// by a release.
 #pragma once
 
 #include "kernels/block.cuh"
 
-// Loads the pairs of words at from + offset[k], k < n, until all bear the number.
-template <int N>
-__device__ inline void collect(const Block& b, const uint64_t* from, const uint32_t (&offset)[N], int n,
-                               uint32_t number, uint4 (&pair)[N]) {
-#pragma unroll
-    for (int k = 0; k < N; ++k)
-        if (k < n) pair[k] = ptx::load_words(from + offset[k]);
+// Loads the pairs of words at from + k apart, k < n, until all bear the number.
+template <int apart, int N>
+__device__ inline void collect(const Block& b, const uint64_t* from, int n, uint32_t number, uint4 (&pair)[N]) {
+    const auto there = [&](const uint4& two) { return two.y == number && two.w == number; };
     const auto complete = [&] {
         bool all = true;
 #pragma unroll
-        for (int k = 0; k < N; ++k) all &= k >= n || (pair[k].y == number && pair[k].w == number);
+        for (int k = 0; k < N; ++k) all &= there(pair[k]);
         return all;
     };
+    // All are set, lest ptxas keep registers for them beyond this.
+#pragma unroll
+    for (int k = 0; k < N; ++k) pair[k] = {0, number, 0, number};
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+        if (k < n) pair[k] = ptx::load_words(from + k * apart);
     if (complete()) return;
     Patience patience{b.a.scratch.failure};
     do {
         patience.turn(Wait::exchange);
 #pragma unroll
         for (int k = 0; k < N; ++k)
-            if (k < n && (pair[k].y != number || pair[k].w != number)) pair[k] = ptx::load_words(from + offset[k]);
+            if (!there(pair[k])) pair[k] = ptx::load_words(from + k * apart);
     } while (!complete());
 }
 
@@ -64,7 +69,7 @@ template <bool words>
 __device__ inline void put(const PassArguments& a, const Rows& rows, const Exchange& exchange, int node, uint32_t at,
                            uint32_t value) {
     if (words)
-        ptx::store_word(rows.word + node * rows.columns + at, value, exchange.number);
+        ptx::store_word(rows.word + at, value, exchange.number);
     else
         ptx::store_relaxed(row_of(a, rows, exchange, node) + at, value);
 }
@@ -73,7 +78,7 @@ __device__ inline void put_two(const PassArguments& a, const Rows& rows, const E
                                uint32_t at, float first, float second) {
     const uint32_t x = __float_as_uint(first), y = __float_as_uint(second);
     if (words)
-        ptx::store_words(rows.word + node * rows.columns + at, x, y, exchange.number);
+        ptx::store_words(rows.word + at, x, y, exchange.number);
     else
         ptx::store_relaxed_2(row_of(a, rows, exchange, node) + at, x, y);
 }
@@ -86,32 +91,26 @@ __device__ inline void clear_rows(const Block& b, uint32_t first, int n, int sha
         ptx::store_relaxed_4(b.a.scratch.value + first + 4 * i, {kAbsent, kAbsent, kAbsent, kAbsent});
 }
 
-// Fetches n_embd halves of each of n rows of words into the block's input, from value `first` on. Has waited for them;
-// meanwhile() runs while they are on the way. 2 to 16 warps share a row.
+// Fetches n halves of a row of words, from value `first` on, into the block's input. Has waited for them; meanwhile()
+// runs while they are on the way.
 template <class Meanwhile>
-__device__ inline void collect_words(const Block& b, const Rows& rows, int first, int n, int n_embd, uint32_t number,
+__device__ inline void collect_words(const Block& b, const Rows& rows, int first, int n, uint32_t number,
                                      const Meanwhile& meanwhile) {
-    const int steps = n_embd / 4;                                                       // of 16 bytes a row
-    const int spread = __clz(n - 1) - __clz(kMultiplyWarps - 1), lanes = 32 << spread;  // that share a row
-    for (int row = b.thread >> (5 + spread); row < n; row += kMultiplyWarps >> spread) {
-        int at = b.thread & (lanes - 1);
 #if __CUDA_ARCH__ == 900
-        constexpr int kBatch = 2;
+    constexpr int kBatch = 2;
 #else
-        constexpr int kBatch = 1;  // ptxas needs more registers there
+    constexpr int kBatch = 1;  // ptxas needs more registers there
 #endif
+    const int steps = n / 4;  // of 16 bytes of words
 #pragma unroll 1
-        for (; at < steps; at += kBatch * lanes) {
-            uint32_t offset[kBatch];
-            uint4 pair[kBatch];
+    for (int at = b.thread; at < steps; at += kBatch * kMultiplyThreads) {
+        uint4 pair[kBatch];
+        const int there = (steps - at + kMultiplyThreads - 1) / kMultiplyThreads;
+        collect<2 * kMultiplyThreads>(b, rows.word + first + 2 * at, there, number, pair);
+        const uint32_t to = b.input_at(0, 4 * at);
 #pragma unroll
-            for (int k = 0; k < kBatch; ++k) offset[k] = first + row * rows.columns + (at + k * lanes) * 2;
-            const int there = at + lanes < steps ? kBatch : 1;
-            collect(b, rows.word, offset, there, number, pair);
-#pragma unroll
-            for (int k = 0; k < kBatch; ++k)
-                if (k < there) ptx::store_shared_8(b.input_at(row, (at + k * lanes) * 4), pair[k].x, pair[k].z);
-        }
+        for (int k = 0; k < kBatch; ++k)
+            if (k < there) ptx::store_shared_8(to + k * kMultiplyThreads * 8, pair[k].x, pair[k].z);
     }
     meanwhile();
     block_barrier();

@@ -1,4 +1,4 @@
-// One pass of a model over 1 to 8 NT nodes of a tree: the file to read first.
+// One pass of a model over 1 to W nodes of a tree: the file to read first.
 //
 //     x = wte[token] + wpe[position]
 //     each layer:  x += c_proj(attention(c_attn(ln_1(x))));   x += mlp_proj(gelu(c_fc(ln_2(x))))
@@ -19,9 +19,11 @@
 #include "kernels/skinny_gemm.cuh"
 #include "kernels/tree_attention.cuh"
 
+constexpr int kPartWords = 16 * 8;  // of a column tile
+
 // Where a part's sum goes on its way to the block that gathers those of its rows.
 __device__ inline uint64_t* part_word(const Scratch& s, int task, const Element& e) {
-    return s.parts + (task * (kMaxNodes / 8) + e.tile) * kFragment + e.of_tile;
+    return s.parts + (task * (kMaxNodes / 8) + e.tile) * kPartWords + e.of_tile;
 }
 
 // The sum of all parts, of which this block's is `own`, in ascending order.
@@ -49,20 +51,18 @@ __device__ inline float gather_parts(const Scratch& s, const Element& e, float o
     return sum;
 }
 
-// The input of a matrix behind LayerNorm in a pass of up to 8 nodes, from node `first` on, with their means and scales,
-// which nobody needs before the products are there: by the last warps, after the barrier if they have nothing to
-// multiply.
-__device__ inline void collect_normal(const Block& b, const TaskMatrix& matrix, int first, int n, uint32_t number) {
-    const Rows& input = b.a.scratch.input[0];
-    const int warp = b.thread / 32, node = kMultiplyWarps - 1 - warp;
+// The input of a matrix behind LayerNorm in a pass of one node, with its mean and scale, which nobody needs before the
+// products are there: by the last warp, after the barrier if it has nothing to multiply.
+__device__ inline void collect_normal(const Block& b, const TaskMatrix& matrix, uint32_t number) {
+    const int warp = b.thread / 32;
     const bool idle = warp >= matrix.units * b.a.pieces;
     const auto take = [&] {
-        if (node >= n) return;
-        Moments moments;
-        moments.collect_words(b, first + node, number);
-        moments.keep(b.a.model, node, b.thread % 32);
+        if (warp != kMultiplyWarps - 1) return;
+        Moments moments = {};
+        moments.collect_words(b, number);
+        moments.keep(b.a.model, 0, b.thread % 32);
     };
-    collect_words(b, input, first * input.columns, n, b.a.model.n_embd, number, [&] {
+    collect_words(b, b.a.scratch.input[0], 0, b.a.model.n_embd, number, [&] {
         if (!idle) take();
     });
     if (idle) take();
@@ -70,9 +70,9 @@ __device__ inline void collect_normal(const Block& b, const TaskMatrix& matrix, 
 
 // The pass; logits of its last n_logits nodes go to logit(row, node, value, value of row + 1), row even, node counted
 // from the first of them. shared_state holds the nodes' tokens and depths.
-template <int NT, class Logit>
+template <int W, class Logit>
 __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& logit) {
-    constexpr bool kWords = 8 * NT <= kWordNodes;  // how results travel
+    constexpr bool kWords = W == 1;  // how results travel
     const PassArguments& a = b.a;
     const DeviceModel& m = a.model;
     const Scratch& s = a.scratch;
@@ -87,7 +87,10 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         // What follows from `kept` values is worked out anew, else it would fill the registers.
         b.thread = ptx::kept(threadIdx.x);
         if (matrix_kind(a, at) == Matrix::c_proj) {
-            tree_attention<kWords>(b, pass, at / kLayerMatrices, number() - 1, number());
+            if constexpr (W <= kNarrow)
+                spread_attention<W>(b, pass, at / kLayerMatrices, number() - 1, number());
+            else
+                tree_attention(b, pass, at / kLayerMatrices, number());
             b.thread = ptx::kept(threadIdx.x);
         }
         at = ptx::kept(at);
@@ -95,7 +98,8 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         const Matrix which = matrix_kind(a, at);
         const TaskMatrix matrix = task_matrix(a, at);
         const bool has_work = matrix.units > 0;
-        const int first = which == Matrix::head ? pass.n - pass.n_logits : 0, n = pass.n - first;  // nodes
+        const int first = W > 1 && which == Matrix::head ? pass.n - pass.n_logits : 0,
+                  n = W == 1 ? 1 : pass.n - first;  // nodes
 
         const int half = which == Matrix::c_fc || which == Matrix::mlp_proj;  // of the layer
         const auto exchange = [&](uint32_t of, int ahead = 0) {               // of this layer or the next
@@ -105,39 +109,40 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
             if (e.node >= n) return uint2{};
             return load_x<kWords>(a, half, exchange(0), e.node, e.task / matrix.parts * 16 + e.row);
         };
-        uint2 x_ahead = {};  // of the thread's first element, for c_proj
+        uint2 x_ahead = {};  // of the thread's first element
+        const bool early = loads_x_early() && which == Matrix::c_proj;
         if (has_work) {
-            if (loads_x_early() && which == Matrix::c_proj) x_ahead = x_of(first_element<NT>(b, matrix));
+            if (early) x_ahead = x_of(first_element<W>(b, matrix));
             // A block's tasks of mlp_proj share a part of the columns.
             const int part = matrix.first_task % kSplit * (E / 2);
             if constexpr (kWords) {
                 b.phase.wait(false);
                 if (which == Matrix::c_proj)
-                    collect_words(b, s.attention, 0, n, E, number(), [] {});
+                    collect_words(b, s.attention, 0, E, number(), [] {});
                 else if (which == Matrix::mlp_proj)
-                    collect_words(b, s.mlp, part, n, E, number() - 1, [] {});
+                    collect_words(b, s.mlp, part, E, number() - 1, [] {});
                 else
-                    collect_normal(b, matrix, first, n, number() - 1);
+                    collect_normal(b, matrix, number() - 1);
             } else {
                 const auto wait = [&] { b.phase.wait(false, 3); };
                 if (which == Matrix::c_proj || which == Matrix::mlp_proj)
-                    collect_rows<NT>(b, half ? s.mlp : s.attention, nullptr, exchange(0), 0, n, half ? part : 0, wait);
+                    collect_rows<W>(b, half ? s.mlp : s.attention, nullptr, exchange(0), 0, n, half ? part : 0, wait);
                 else
-                    collect_rows<NT>(b, s.input[half], &s.moments[half], exchange(0), first, n, 0, wait);
+                    collect_rows<W>(b, s.input[half], &s.moments[half], exchange(0), first, n, 0, wait);
             }
         }
 
         // The stream pauses before an arrival that publishes.
-        const bool publish = which == Matrix::head || (which == Matrix::c_attn && !kWords);
+        const bool publish = which == Matrix::head || (which == Matrix::c_attn && W > kNarrow);
         const auto result = [&](const Element& e, float sum, bool is_first) {
             const bool there = e.node < n;
-            const auto& vectors = shared_state.vectors[e.unit];
+            const auto& vectors = shared_state.vectors[e.held];
             if (which == Matrix::c_proj || which == Matrix::mlp_proj) {
                 if (which == Matrix::mlp_proj && !gathers(e.task)) {
                     ptx::store_word(part_word(s, e.task, e), __float_as_uint(sum), number());
                     return;
                 }
-                const uint2 loaded = loads_x_early() && which == Matrix::c_proj && is_first ? x_ahead : x_of(e);
+                const uint2 loaded = early && is_first ? x_ahead : x_of(e);
                 if (which == Matrix::mlp_proj) sum = gather_parts(s, e, sum, number());
                 const int unit = e.task / matrix.parts;
                 float x = 0;
@@ -159,19 +164,19 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
                 put<kWords>(a, s.mlp, exchange(number()), e.node, fragment_column(r) / 2,
                             pack_halves(gelu(low), gelu(high)));
             } else if (r < E) {
-                if (kWords)
+                if (W <= kNarrow)
                     ptx::store_words(s.qkv + e.node * 2 * E + r, __float_as_uint(low), __float_as_uint(high), number());
                 else
                     *reinterpret_cast<float2*>(s.q + e.node * E + r) = {low, high};
             } else {  // to the nodes' rows of the cache, as words also to this pass's nodes
                 const int values = r >= 2 * E, column = r - E - values * E;
                 const uint32_t halves = pack_halves(low, high);
-                if (kWords) ptx::store_word(s.qkv + e.node * 2 * E + (r + E) / 2, halves, number());
+                if (W <= kNarrow) ptx::store_word(s.qkv + e.node * 2 * E + (r + E) / 2, halves, number());
                 uint16_t* row = m.kv_row(layer, values, column / kHeadSize, pass.slot_rows + pass.first + e.node);
                 *reinterpret_cast<uint32_t*>(row + column % kHeadSize) = halves;
             }
         };
-        skinny_gemm<NT>(b, matrix, n, publish ? Doing::arriving : Doing::waiting, result);
+        skinny_gemm<W>(b, matrix, n, publish ? Doing::arriving : Doing::waiting, result);
         const int workers = min(a.matrix[int(which)].n_tasks, grid);
         if (which != Matrix::head) b.phase.arrive(workers, has_work, publish);
         if (!kWords && which == Matrix::c_fc && has_work && layer > 0)

@@ -16,15 +16,15 @@ struct DecodeArguments {
     const uint32_t* stop;  // host memory: not 0 ends the decode
 };
 
-template <int NT>
+template <int W>
 __global__ void __launch_bounds__(kBlockThreads, 1) forward_pass(const __grid_constant__ PassArguments a) {
     const DevicePass& whole = a.device_pass ? *a.device_pass : a.pass;
     if (whole.n < a.least || whole.n > a.most || whole.n <= a.at) return;
     if (threadIdx.x == 0) {
-        shared_state.pass = pass_part(whole, a.at, 8 * NT);
+        shared_state.pass = pass_part(whole, a.at, W);
         shared_state.pass.number += a.number;
     }
-    Block b(a, weight_readers(NT), 8 * NT <= kWordNodes);
+    Block b(a, weight_readers(W), W <= kNarrow);
     const DevicePass& pass = shared_state.pass;
     if (threadIdx.x >= kMultiplyThreads) {
         if (!Stream::takes(threadIdx.x)) return;
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) forward_pass(const __grid_co
         atomicMax(&shared_state.max_depth, shared_state.depth[threadIdx.x]);
     }
     block_barrier();
-    forward<NT>(b, pass, [&](int row, int node, float low, float high) {
+    forward<W>(b, pass, [&](int row, int node, float low, float high) {
         const uint32_t at = uint32_t(shared_state.pass.logits_at + node) * pad16(a.model.n_vocab) + row;
         *reinterpret_cast<float2*>(a.scratch.logits + at) = {low, high};
     });

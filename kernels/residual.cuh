@@ -24,7 +24,7 @@ __device__ inline uint32_t pack_halves(float low, float high) {
 template <bool words>
 __device__ inline uint2 load_x(const PassArguments& a, int half, const Exchange& exchange, int node, int column) {
     const Rows& x = a.scratch.x[half];
-    if (words) return ptx::load_word(x.word + node * x.columns + column);
+    if (words) return ptx::load_word(x.word + column);
     return {ptx::load_relaxed(row_of(a, x, exchange, node) + column), 0};
 }
 // Whether c_proj's blocks load it before they multiply.
@@ -83,17 +83,14 @@ struct Moments {
     static_assert(kEach * 32 * 16 == 4 * kMultiplyThreads);
     float2 part[kEach];  // sum, squares
 
-    // Of node `row`, once the words are there.
-    __device__ void collect_words(const Block& b, int row, uint32_t number) {
+    // Of the only node, once the words are there.
+    __device__ void collect_words(const Block& b, uint32_t number) {
         const Rows& rows = b.a.scratch.moments[0];
         const int n_units = b.a.model.n_embd / 16, lane = b.thread % 32;
 #pragma unroll
         for (int k0 = 0; k0 < kEach; k0 += kTogether) {
-            uint32_t offset[kTogether];
             uint4 pair[kTogether];
-#pragma unroll
-            for (int k = 0; k < kTogether; ++k) offset[k] = 2 * (row * n_units + lane + 32 * (k0 + k));
-            collect(b, rows.word, offset, (n_units - lane + 31) / 32 - k0, number, pair);
+            collect<64>(b, rows.word + 2 * lane + 64 * k0, (n_units - lane + 31) / 32 - k0, number, pair);
 #pragma unroll
             for (int k = 0; k < kTogether; ++k) part[k0 + k] = {__uint_as_float(pair[k].x), __uint_as_float(pair[k].z)};
         }
@@ -111,10 +108,10 @@ struct Moments {
     __device__ bool there(int k) const {
         return max(__float_as_uint(part[k].x), __float_as_uint(part[k].y)) != kAbsent;
     }
-    __device__ bool all_there(int n_units, int lane) const {
+    __device__ bool all_there() const {
         bool all = true;
 #pragma unroll
-        for (int k = 0; k < kEach; ++k) all &= lane + 32 * k >= n_units || there(k);
+        for (int k = 0; k < kEach; ++k) all &= there(k);
         return all;
     }
 
@@ -162,7 +159,7 @@ __device__ inline float normalised(float product, float along, float constant, f
 // Fetches n_embd halves of each of n rows of a wide pass into the block's input: nodes node0 .. node0 + n - 1, from
 // value `first` on. A warp takes one row at a time. With `moments`, also the nodes' means and scales. wait() is called
 // when only the loads are left to do.
-template <int NT, class Until>
+template <int W, class Until>
 __device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows* moments, const Exchange& exchange,
                                     int node0, int n, int first, const Until& wait) {
 #if __CUDA_ARCH__ == 900
@@ -180,19 +177,19 @@ __device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows
     wait();
 #pragma unroll 1
     for (; row < n; row += kMultiplyWarps) {
-        Moments of_row;
+        Moments of_row = {};
         if (moments) of_row.load(sums, n_units, lane);
 #pragma unroll 1
         for (int done = 0; done < n_loads; done += kBatch) {
             const uint32_t* batch = from + 128 * done;
-            uint4 piece[kBatch];
+            uint4 piece[kBatch] = {};
 #pragma unroll
             for (int k = 0; k < kBatch; ++k)
                 if (done + k < n_loads) piece[k] = ptx::load_relaxed_4(batch + 128 * k);
             const auto complete = [&] {
                 bool all = true;
 #pragma unroll
-                for (int k = 0; k < kBatch; ++k) all &= done + k >= n_loads || is_there(piece[k]);
+                for (int k = 0; k < kBatch; ++k) all &= is_there(piece[k]);
                 return all;
             };
             if (!complete()) {
@@ -201,7 +198,7 @@ __device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows
                     patience.turn(Wait::exchange);
 #pragma unroll
                     for (int k = 0; k < kBatch; ++k)
-                        if (done + k < n_loads && !is_there(piece[k])) piece[k] = ptx::load_relaxed_4(batch + 128 * k);
+                        if (!is_there(piece[k])) piece[k] = ptx::load_relaxed_4(batch + 128 * k);
                     if (moments) of_row.load(sums, n_units, lane, true);
                 } while (!complete());
             }
@@ -210,17 +207,17 @@ __device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows
                 if (done + k < n_loads) ptx::store_shared_16(to + (done + k) * 512, piece[k]);
         }
         if (moments) {
-            if (!of_row.all_there(n_units, lane)) {
+            if (!of_row.all_there()) {
                 Patience patience{a.scratch.failure};
                 do {
                     patience.turn(Wait::exchange);
                     of_row.load(sums, n_units, lane, true);
-                } while (!of_row.all_there(n_units, lane));
+                } while (!of_row.all_there());
             }
             __syncwarp();
             of_row.keep(a.model, row, lane);
         }
-        if (8 * NT <= kMultiplyWarps) break;
+        if (W <= kMultiplyWarps) break;
         from += kMultiplyWarps * a.scratch.layer_values;
         if (moments) sums += kMultiplyWarps * a.scratch.layer_values;
         to += kMultiplyWarps * a.shared.input_stride * 2;

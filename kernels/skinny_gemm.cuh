@@ -1,10 +1,10 @@
 // out(row, node) = sum over k of weight(row, k) input(node, k): weights are the A operand of mma.m16n8k16, the nodes of
-// a pass the columns of B, 8 NT of them, fp32 sums.
+// a pass the columns of B, NT tiles of 8, fp32 sums.
 //
 // A unit is 16 rows by n_embd columns, which come in pieces of up to 20 fragment blocks (weight_ring.cuh). A warp
 // multiplies a piece by 8 or 16 nodes on its own: the blocks i mod 4 = 0, 1, 2, 3 into a sum each, in ascending order,
 // then (sum 0 + sum 1) + (sum 2 + sum 3). When the warps meet, one thread adds the pieces of an element in ascending
-// order. This order is the same for every NT, grid and occupancy, and an element never meets another column, so a
+// order. This order is the same for every width, grid and occupancy, and an element never meets another column, so a
 // node's result does not depend on the pass. Nobody reads the results of columns beyond the pass: they repeat its last
 // node or multiply whatever lies in shared memory.
 //
@@ -12,42 +12,45 @@
 // a unit where shared memory is short), and the pieces of all a block's units are multiplied side by side.
 //
 // Bytes: 32 n_embd from the ring a unit, twice that for 32 nodes and four times for 64; 16 n_embd NT of input from
-// shared memory; 512 NT of partial sums a piece.
+// shared memory, an eighth of it for one node; 512 NT of partial sums a piece, 64 for one node.
 #pragma once
 
 #include "kernels/block.cuh"
 
-constexpr int kSummed = 4;         // pieces of an element that are loaded together
-constexpr int kFragment = 16 * 8;  // floats: 16 rows of a column tile
+constexpr int kSummed = 4;  // pieces of an element that are loaded together
 
-// Where an element of a fragment stands among its sums: column by column, swizzled so that neither the lanes of d nor
-// the rows of two columns meet in a bank.
+// Floats of a piece's sums in a column tile: 16 rows of 8 nodes, or of the only one.
+HD constexpr int fragment_floats(int width) {
+    return width == 1 ? 16 : 16 * 8;
+}
+// Where an element stands among them: column by column, swizzled so that neither the lanes of d nor the rows of two
+// columns meet in a bank.
 HD constexpr uint32_t fragment_index(uint32_t row, uint32_t column) {
     return (column * 16 + row) ^ column / 2 % 2 * 8 ^ column / 4 * 16;
 }
 
-// Column tiles of a warp in passes of NT of them, and warps that read a piece.
-HD constexpr int warp_tiles(int NT) {
+// Column tiles of a warp in passes of up to `width` nodes, and warps that read a piece.
+HD constexpr int warp_tiles(int width) {
 #if __CUDA_ARCH__ == 900
     const int most = 2;
 #elif __CUDA_ARCH__ > 900
-    const int most = NT < 8 ? 2 : 1;  // ptxas needs more registers there
+    const int most = width < 64 ? 2 : 1;  // ptxas needs more registers there
 #else
     const int most = 1;
 #endif
-    return NT < most ? NT : most;
+    return column_tiles(width) < most ? column_tiles(width) : most;
 }
-HD constexpr int weight_readers(int NT) {
-    return NT / warp_tiles(NT);
+HD constexpr int weight_readers(int width) {
+    return column_tiles(width) / warp_tiles(width);
 }
 
-// A warp's sums of the piece at `at`, `quads` times 4 blocks, by kTiles column tiles. input: shared address of this
+// A warp's sums of the piece, `quads` times 4 blocks, by kTiles column tiles. input: shared address of this
 // lane's first fragment of B. sum: fragments of d.
 template <int kTiles>
-__device__ inline void multiply_piece(const Block& b, Ring::Position at, int quads, uint32_t input,
+__device__ inline void multiply_piece(const Block& b, Ring::Position piece, int quads, uint32_t input,
                                       float (&sum)[kTiles][4]) {
     const uint32_t column_tile = 8 * b.a.shared.input_stride * 2;  // bytes
-    const uint32_t from = b.ring.slot(at) + b.thread % 32 * 16;
+    const uint32_t from = b.ring.slot(piece) + b.thread % 32 * 16;
     float part[4][kTiles][4] = {};
 #pragma unroll
     for (int quad = 0; quad < kQuads; ++quad) {
@@ -82,45 +85,49 @@ __device__ inline bool gathers(int task) {
     return task / kSplit % kSplit == task % kSplit;
 }
 
-// An element of a unit's result that a thread adds up: row `row`, and column `column` of the column tile `tile`. A
-// half-warp has the 16 rows of a column.
+// An element of a task's result that a thread adds up, row `row` of a node in the column tile `tile`. A half-warp has
+// the 16 rows of a node.
 struct Element {
-    int task, unit;  // unit: of those held
+    int task, held;  // held: which of the tasks held
     int tile, row, node;
-    uint32_t of_tile;  // 0..127, the threads' order
+    uint32_t of_tile;  // the threads' order
 };
 
-constexpr int kSlots = kMultiplyThreads / kFragment;
+// Threads that share a column tile: whole warps, so half of one has no node in passes of one.
+HD constexpr int tile_threads(int width) {
+    return width == 1 ? 32 : 16 * 8;
+}
 
-// Thread (slot, of_tile) adds up an element of the column tiles slot, slot + 4, ... of the units from `first` on.
-template <int NT>
+// Thread (slot, of_tile) adds up an element of the column tiles slot, slot + n_slots, ... of the tasks from `first` on.
+template <int W>
 __device__ inline Element element(const Block& b, const TaskMatrix& matrix, int first, int at) {
-    const int of_tile = b.thread % kFragment, unit = at / NT, tile = at % NT;
-    return {matrix.first_task + (first + unit) * int(gridDim.x),
-            unit,
+    const int of_tile = b.thread % tile_threads(W), held = at / column_tiles(W), tile = at % column_tiles(W);
+    return {matrix.first_task + (first + held) * int(gridDim.x),
+            held,
             tile,
             of_tile % 16,
             tile * 8 + of_tile / 16,
             uint32_t(of_tile)};
 }
-template <int NT>
+template <int W>
 __device__ inline Element first_element(const Block& b, const TaskMatrix& matrix) {
-    return element<NT>(b, matrix, 0, b.thread / kFragment);
+    return element<W>(b, matrix, 0, b.thread / tile_threads(W));
 }
 
-// This block's tasks of a matrix, for n nodes: result(element, sum, is_first) by whole warps, for all rows and the
-// nodes of every column tile that has one of the n; is_first: it is the thread's first_element(). Of matrices in parts,
+// This block's tasks of a matrix, for n nodes: result(element, sum, is_first) by whole warps, for all rows
+// and the nodes of every column tile that has one; is_first: it is the thread's first_element(). Of matrices in parts,
 // those results come last that wait for other blocks: these send theirs first, and units of the same rows stand in the
 // same place of every block's tasks, so nobody waits in a circle. afterwards: what the block is at when all is
 // multiplied.
-template <int NT, class Result>
+template <int W, class Result>
 __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Doing afterwards, const Result& result) {
-    constexpr int kTiles = warp_tiles(NT), kGroups = weight_readers(NT);
+    constexpr int NT = column_tiles(W), kTiles = warp_tiles(W), kGroups = weight_readers(W);
+    constexpr int kSlots = kMultiplyThreads / tile_threads(W), kFragment = fragment_floats(W);
     const PassArguments& a = b.a;
 #if __CUDA_ARCH__ == 900
     constexpr bool own = NT == 1;  // each warp keeps its position in the ring
 #else
-    constexpr bool own = false;       // ptxas needs more registers there
+    constexpr bool own = false;           // ptxas needs more registers there
 #endif
     int& read = own ? b.read : shared_state.read;
     const int pieces = a.pieces, warp = b.thread / 32, lane = b.thread % 32;
@@ -142,29 +149,33 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
             if (piece == 0 && group == 0)
                 shared_state.vectors[unit][lane / 16][lane % 16] =
                     __uint_as_float(ptx::load_shared_4(b.ring.slot(from) + kVectorOffset + lane * 4));
-            const int row = group * kTiles * 8 + (NT == 1 ? min(lane / 4, n - 1) : lane / 4);
+            const int row = W == 1 ? 0 : group * kTiles * 8 + (NT == 1 ? min(lane / 4, n - 1) : lane / 4);
             const int quads = piece + 1 < pieces ? a.piece_quads : a.model.n_embd / 64 - piece * a.piece_quads;
             float sum[kTiles][4];
             multiply_piece(b, from, quads, b.input_at(row, piece * a.piece_quads * 64 + lane % 4 * 8), sum);
             ptx::mbarrier_arrive(b.ring.empty(from.slot));
             if (lane == 0 && first + held == matrix.units && item + 1 == n_items) set_doing(afterwards);
             float* to = b.partial() + (of_held * NT + group * kTiles) * kFragment;
+            if constexpr (W == 1) {
+                if (lane % 4 == 0) to[lane / 4] = sum[0][0], to[lane / 4 + 8] = sum[0][2];
+            } else {
 #pragma unroll
-            for (int c = 0; c < kTiles; ++c)
+                for (int c = 0; c < kTiles; ++c)
 #pragma unroll
-                for (int k = 0; k < 4; ++k)
-                    to[c * kFragment + fragment_index(lane / 4 + k / 2 * 8, lane % 4 * 2 + k % 2)] = sum[c][k];
+                    for (int k = 0; k < 4; ++k)
+                        to[c * kFragment + fragment_index(lane / 4 + k / 2 * 8, lane % 4 * 2 + k % 2)] = sum[c][k];
+            }
         }
         block_barrier();
         if (own || b.thread == 0) read = b.ring.ahead(read, held * pieces);
 #pragma unroll 1
         for (int round = 0; round < (matrix.parts > 1 ? 2 : 1); ++round)
 #pragma unroll 1
-            for (int at = b.thread / kFragment; at < held * NT; at += kSlots) {
-                const Element e = element<NT>(b, matrix, first, at);
+            for (int at = b.thread / tile_threads(W); at < held * NT; at += kSlots) {
+                const Element e = element<W>(b, matrix, first, at);
                 if (e.tile * 8 >= n || (matrix.parts > 1 && gathers(e.task) != (round > 0))) continue;
-                const float* fragment =
-                    b.partial() + (e.unit * pieces * NT + e.tile) * kFragment + fragment_index(e.row, e.node % 8);
+                const float* fragment = b.partial() + (e.held * pieces * NT + e.tile) * kFragment +
+                                        (W == 1 ? e.row : fragment_index(e.row, e.node % 8));
                 float part[kSummed];  // loaded before the first addition
 #pragma unroll
                 for (int p = 0; p < kSummed; ++p) part[p] = p < pieces ? fragment[p * NT * kFragment] : 0.0f;

@@ -11,7 +11,11 @@
 //   chunks that reach     differ by node: a warp takes (head, node, chunk) and gathers the rows of its ancestors
 //   base or beyond
 //
-// Both run the same function on the same positions, so where base lies does not show in the bits; nor do the other
+// In passes of up to 8 nodes several blocks share a head, and a warp has one chunk: a chunk's latency counts there.
+// They send each other what a chunk gave, and a warp merges a quarter of a node's columns. In wider ones blocks have
+// enough to do: each takes some nodes of a head and merges in shared memory.
+//
+// All run the same function on the same positions, so where base lies does not show in the bits; nor do the other
 // rows. q and this pass's keys and values are waited for, in passes of up to 8 nodes as words that are put in shared
 // memory (exchange.cuh); the other keys and values lie in the cache since earlier passes.
 //
@@ -27,6 +31,10 @@ constexpr int kOwnChunks = kMaxSlots / kChunk + 1;  // that can reach base or be
 constexpr int kGroup = 8;                           // nodes at most that a block takes at a time
 constexpr int kQueryStride = kHeadSize + 4;         // 32-bit words
 constexpr int kRowStride = kHeadSize + 8;           // halves
+constexpr int kChunkWords = kHeadSize + 2;          // of a chunk's result on the way: outputs, maximum, sum
+HD constexpr int max_chunks(int n_positions) {
+    return (n_positions + kChunk - 1) / kChunk;
+}
 
 // A node's results in shared memory, of its classes and of up to kOwn chunks of its own: (results, kHeadSize) outputs,
 // then (results, 2) maxima and sums. Floats.
@@ -44,7 +52,7 @@ using TreeResults = NodeResults<kOwnChunks>;
 constexpr int kValueBytes = kChunk * kHeadSize * 2;
 constexpr int kQueryAt = kMultiplyWarps * kValueBytes, kFreshAt = kQueryAt + kGroup * kQueryStride * 4;
 HD constexpr int results_at(bool words) {
-    return kFreshAt + (words ? kWordNodes * 2 * kRowStride * 2 : 0);
+    return kFreshAt + (words ? kNarrow * 2 * kRowStride * 2 : 0);
 }
 HD constexpr int attention_bytes(int group, bool words) {
     return results_at(words) + group * TreeResults::kFloats * 4;
@@ -138,12 +146,52 @@ __device__ inline float merge_output(float out, float factor, float other, float
     return __fadd_rn(__fmul_rn(out, factor), __fmul_rn(other, other_factor));
 }
 
-// Puts the chunk's result for the query's nodes 0..n-1 to `out` (64 floats) and `stats` (max, sum), nodes apart in
-// shared memory as Results says, or, unless it is the first there, merges it into what stands there. rows: a Chunk, or
-// what reads like one. n_keys: positions of the chunk that are keys of node lane / 4, 1 to 16.
+// Where a chunk's results for the query's nodes g go: to `out` (64 floats) and `stats` (max, sum), nodes apart in
+// shared memory as Results says, or, unless it is the first there, merged into what stands there.
+template <class Results>
+struct MergedResults {
+    float *out, *stats;
+    bool is_first;
+    float factor = 1, chunk_factor = 1;
+
+    // By whole warps; lane 4 g + t.
+    __device__ void put_stats(int g, int t, bool there, float max, float sum) {
+        float2* at = reinterpret_cast<float2*>(stats + g * Results::kFloats);
+        if (!is_first && there) {
+            float2 both = *at;
+            merge_factors(both.x, both.y, max, sum, factor, chunk_factor);
+            max = both.x, sum = both.y;
+        }
+        __syncwarp();  // all lanes of the row have read its maximum and sum
+        if (t == 0 && there) *at = {max, sum};
+    }
+    __device__ void put_columns(int g, int column, float2 result) const {
+        float2* to = reinterpret_cast<float2*>(out + g * Results::kFloats + column);
+        if (!is_first) {
+            const float2 old = *to;
+            result = {merge_output(old.x, factor, result.x, chunk_factor),
+                      merge_output(old.y, factor, result.y, chunk_factor)};
+        }
+        *to = result;
+    }
+};
+// The same as words: those of node 0 begin at `to`.
+struct SentResults {
+    uint64_t* to;
+    uint32_t number;
+
+    __device__ void put_stats(int g, int t, bool there, float max, float sum) const {
+        if (t == 0 && there) put_columns(g, kHeadSize, {max, sum});
+    }
+    __device__ void put_columns(int g, int column, float2 result) const {
+        ptx::store_words(to + g * kChunkWords + column, __float_as_uint(result.x), __float_as_uint(result.y), number);
+    }
+};
+
+// The chunk's result for the query's nodes 0..n-1. rows: a Chunk, or what reads like one. n_keys: positions of the
+// chunk that are keys of node lane / 4, 1 to 16.
 template <class Results, class Rows>
-__device__ inline void attend_chunk(float* out, float* stats, int n, bool is_first, const uint32_t* q, const Rows& rows,
-                                    int n_keys) {
+__device__ inline void attend_chunk(Results results, int n, const uint32_t* q, const Rows& rows, int n_keys) {
     const int g = rows.lane / 4, t = rows.lane % 4;
     float weight[2][2];  // first the scores; of node g, keys 8 j + 2 t, + 1
     float max = kNothing, sum = 0;
@@ -181,16 +229,7 @@ __device__ inline void attend_chunk(float* out, float* stats, int n, bool is_fir
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
 
-    out += g * Results::kFloats + 8 * t;
-    stats += g * Results::kFloats;
-    float factor = 1, chunk_factor = 1;
-    if (!is_first && g < n) {
-        float both = stats[0], both_sum = stats[1];
-        merge_factors(both, both_sum, max, sum, factor, chunk_factor);
-        max = both, sum = both_sum;
-    }
-    __syncwarp();  // all lanes of the row have read its maximum and sum
-    if (t == 0 && g < n) *reinterpret_cast<float2*>(stats) = {max, sum};
+    results.put_stats(g, t, g < n, max, sum);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // columns 32 half + 8 t ..
         const uint4 value[2] = {rows.read(0, half, true), rows.read(1, half, true)};
@@ -201,15 +240,8 @@ __device__ inline void attend_chunk(float* out, float* stats, int n, bool is_fir
             };
             float d[4] = {0, 0, 0, 0};
             ptx::mma(d, a, transposed(value[0]), transposed(value[1]));
-            if (g >= n) continue;
-            float2* to = reinterpret_cast<float2*>(out + 32 * half + 2 * r);
-            float2 result = {__fadd_rn(d[0], d[2]), __fadd_rn(d[1], d[3])};
-            if (!is_first) {
-                const float2 old = *to;
-                result = {merge_output(old.x, factor, result.x, chunk_factor),
-                          merge_output(old.y, factor, result.y, chunk_factor)};
-            }
-            *to = result;
+            if (g < n)
+                results.put_columns(g, 32 * half + 8 * t + 2 * r, {__fadd_rn(d[0], d[2]), __fadd_rn(d[1], d[3])});
         }
     }
     __syncwarp();  // the next chunk of the class is merged with what stands there now
@@ -238,21 +270,10 @@ __device__ inline void merge_own(float* results, int n_shared, int n_chunks, int
 
 constexpr int kQuarter = 16;  // columns of a head that a warp merges
 
-// A quarter of a node's output from its results of n_classes classes, by one warp: columns 4 (lane % 4) .. + 3 of the
-// quarter, in all lanes. Lane 4 k + i adds the classes 2 k and 2 k + 1, then lanes add up pairwise.
-template <class Results>
-__device__ inline float4 merge_classes(const float* results, int n_classes, int quarter, int lane) {
-    const int k = lane / 4 * 2;
-    const float2* stats = reinterpret_cast<const float2*>(results + Results::kStats);
-    const float4* out = reinterpret_cast<const float4*>(results + quarter * kQuarter) + lane % 4;  // 16 apart
-    float2 stat[2];
-    float4 part[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const bool there = k + i < n_classes;
-        stat[i] = there ? stats[k + i] : float2{kNothing, 0};
-        part[i] = there ? out[16 * (k + i)] : float4{0, 0, 0, 0};
-    }
+// A quarter of a node's output from its results of the classes, by one warp: columns 4 (lane % 4) .. + 3 of the
+// quarter, in all lanes. Lane 4 k + i has those of the classes 2 k and 2 k + 1 and adds them, then lanes add up
+// pairwise.
+__device__ inline float4 add_classes(const float2 (&stat)[2], const float4 (&part)[2]) {
     float max = fmaxf(stat[0].x, stat[1].x);
 #pragma unroll
     for (int offset = 4; offset < 32; offset *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, offset));
@@ -269,9 +290,75 @@ __device__ inline float4 merge_classes(const float* results, int n_classes, int 
             ptx::quotient(sum[4], sum[0])};
 }
 
-// The same of a whole node, columns 2 lane, + 1: the same terms in the same pairs, but a lane adds up whole columns.
-// Fewer instructions than four calls of merge_classes(), but these are done sooner by four warps with nothing else to
-// do.
+// The same of n_classes results in shared memory.
+template <class Results>
+__device__ inline float4 merge_classes(const float* results, int n_classes, int quarter, int lane) {
+    const int k = lane / 4 * 2;
+    const float2* stats = reinterpret_cast<const float2*>(results + Results::kStats);
+    const float4* out = reinterpret_cast<const float4*>(results + quarter * kQuarter) + lane % 4;  // 16 apart
+    float2 stat[2];
+    float4 part[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const bool there = k + i < n_classes;
+        stat[i] = there ? stats[k + i] : float2{kNothing, 0};
+        part[i] = there ? out[16 * (k + i)] : float4{0, 0, 0, 0};
+    }
+    return add_classes(stat, part);
+}
+
+// The same of n_chunks results that blocks have sent, once they are there: those of a class merge in ascending order.
+// from: the node's words of the first chunk; those of the next are `apart` further.
+__device__ inline float4 merge_sent(const Block& b, const uint64_t* from, uint32_t apart, int n_chunks, int quarter,
+                                    int lane, uint32_t number) {
+    float2 stat[2] = {{kNothing, 0}, {kNothing, 0}};
+    float4 part[2] = {};
+    const uint32_t column = quarter * kQuarter + lane % 4 * 4;
+#pragma unroll 1
+    for (int first = lane / 4 * 2; first < n_chunks; first += kClasses) {
+        const uint64_t* chunk = from + first * apart;
+        uint4 low[2] = {}, high[2] = {},
+              more[2] = {};  // words of columns `column` .. + 1, + 2 .. + 3, of maximum and sum
+        const auto absent = [&](int i, const uint4& two) {
+            return first + i < n_chunks && (two.y != number || two.w != number);
+        };
+        for (Patience patience{b.a.scratch.failure};; patience.turn(Wait::exchange)) {
+            bool all = true;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                if (first + i >= n_chunks) continue;
+                low[i] = ptx::load_words(chunk + i * apart + column);
+                high[i] = ptx::load_words(chunk + i * apart + column + 2);
+                more[i] = ptx::load_words(chunk + i * apart + kHeadSize);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; ++i) all &= !absent(i, low[i]) && !absent(i, high[i]) && !absent(i, more[i]);
+            if (all) break;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            if (first + i >= n_chunks) break;
+            const auto value = [](uint32_t x) { return __uint_as_float(x); };
+            const float2 stats = {value(more[i].x), value(more[i].z)};
+            const float4 out = {value(low[i].x), value(low[i].z), value(high[i].x), value(high[i].z)};
+            if (first < kClasses) {
+                stat[i] = stats, part[i] = out;
+                continue;
+            }
+            float factor, own_factor;
+            merge_factors(stat[i].x, stat[i].y, stats.x, stats.y, factor, own_factor);
+            part[i] = {
+                merge_output(part[i].x, factor, out.x, own_factor), merge_output(part[i].y, factor, out.y, own_factor),
+                merge_output(part[i].z, factor, out.z, own_factor), merge_output(part[i].w, factor, out.w, own_factor)};
+        }
+    }
+    __syncwarp();
+    return add_classes(stat, part);
+}
+
+// Four times the above of a whole node, columns 2 lane, + 1: the same terms in the same pairs, but a lane adds up whole
+// columns. Fewer instructions than four calls of merge_classes(), but these are done sooner by four warps with nothing
+// else to do.
 template <class Results>
 __device__ inline float2 merge_columns(const float* results, int n_classes, int lane) {
     const float2* stats = reinterpret_cast<const float2*>(results + Results::kStats);
@@ -301,7 +388,7 @@ __device__ inline float2 merge_columns(const float* results, int n_classes, int 
 }
 
 // q of the group's nodes i0.. (n of them), of one head, from words or floats to shared memory: (n, kQueryStride), as
-// high and low halves. With words also the keys and values of all nodes of the pass: fresh (kWordNodes, 2, kRowStride).
+// high and low halves. With words also the keys and values of all nodes of the pass: fresh (kNarrow, 2, kRowStride).
 template <bool words>
 __device__ inline void collect_head(const Block& b, int head, int i0, int n, int n_pass, uint32_t number, uint32_t* q,
                                     uint16_t* fresh) {
@@ -317,17 +404,17 @@ __device__ inline void collect_head(const Block& b, int head, int i0, int n, int
         }
         const bool is_query = i < n_query;
         const int of = is_query ? i : i - n_query, node = of / (kHeadSize / 2), at = of % (kHeadSize / 2);
-        uint32_t offset[1];
+        const uint64_t* from = b.a.scratch.qkv;
         uint32_t* to;
         if (is_query) {
-            offset[0] = (i0 + node) * 2 * E + head * kHeadSize + 2 * at;
+            from += (i0 + node) * 2 * E + head * kHeadSize + 2 * at;
             to = q + node * kQueryStride + 2 * at;
         } else {  // 16 pairs of the key, then 16 of the value
-            offset[0] = node * 2 * E + E + at / 16 * (E / 2) + head * (kHeadSize / 2) + at % 16 * 2;
+            from += node * 2 * E + E + at / 16 * (E / 2) + head * (kHeadSize / 2) + at % 16 * 2;
             to = reinterpret_cast<uint32_t*>(fresh + (2 * node + at / 16) * kRowStride) + at % 16 * 2;
         }
         uint4 pair[1];
-        collect(b, b.a.scratch.qkv, offset, 1, number, pair);
+        collect<0>(b, from, 1, number, pair);
         if (is_query) split_halves(__uint_as_float(pair[0].x), __uint_as_float(pair[0].z), pair[0].x, pair[0].z);
         to[0] = pair[0].x;
         to[1] = pair[0].z;
@@ -335,60 +422,143 @@ __device__ inline void collect_head(const Block& b, int head, int i0, int n, int
     block_barrier();
 }
 
-// Attention of layer `layer` for all nodes of the pass. Its input bears the number `from`, its result `number`.
+// Publishes a quarter of a node's output of a head, of which lane i has columns 4 (i % 4) .. + 3.
 template <bool words>
-__device__ inline void tree_attention(Block& b, const DevicePass& pass, int layer, uint32_t from, uint32_t number) {
+__device__ inline void put_quarter(const PassArguments& a, const Exchange& exchange, int node, int head, int quarter,
+                                   const float4& y, int lane) {
+    const int column = head * kHeadSize + quarter * kQuarter + lane % 4 * 4 + lane / 4 * 2;
+    if (lane < 8)
+        put<words>(a, a.scratch.attention, exchange, node, fragment_column(column) / 2,
+                   lane < 4 ? pack_halves(y.x, y.y) : pack_halves(y.z, y.w));
+}
+
+// A chunk that a warp is at.
+struct Job {
+    int index, node;  // of the chunk; the first node
+    uint32_t fresh;   // of a node's own chunk: 1 + node of the pass whose row comes later, or 0, by row
+};
+
+// Starts to load what the cache holds of chunk `index`, below base.
+__device__ inline Job load_shared(Chunk& chunk, const HeadRows& rows, int index) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) chunk.load_row(rows, j, index * kChunk + 8 * j + chunk.lane / 4);
+    return {index, 0, 0};
+}
+
+// The same of chunk `index`, which reaches base or beyond, of node `node` of the group that begins with i0.
+__device__ inline Job load_own(Chunk& chunk, const HeadRows& rows, const Block& b, const DevicePass& pass, int index,
+                               int i0, int node) {
+    Job job = {index, node, 0};
+    const int first = index * kChunk + chunk.lane / 4 - pass.base, depth = shared_state.depth[i0 + node];
+    int slot[2];  // of the ancestor at the row's position, both looked up before the first load
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+        const int d = first + 8 * j;
+        slot[j] = pass.first + i0 + node;
+        if (d >= 0 && d < depth) slot[j] = b.a.nodes->path[d][pass.nodes_at + i0 + node];
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+        const int d = first + 8 * j;
+        if (d > depth)
+            chunk.clear_row(j);
+        else if (d < 0 || slot[j] < pass.first)
+            chunk.load_row(rows, j, d < 0 ? pass.base + d : pass.slot_rows + slot[j]);
+        else
+            job.fresh |= uint32_t(slot[j] - pass.first + 1) << 8 * j;
+    }
+    return job;
+}
+
+// Has blocks of passes of up to kNarrow nodes share each head: blocks head, head + n_head, ... have every `split`th of
+// its chunks, then merge every `split`th quarter of the nodes.
+template <int W>
+__device__ inline void spread_attention(Block& b, const DevicePass& pass, int layer, uint32_t from, uint32_t number) {
     const DeviceModel& m = b.a.model;
-    const Scratch& s = b.a.scratch;
-    const int warp = b.thread / 32, lane = b.thread % 32, g = lane / 4;
+    const int warp = b.thread / 32, lane = b.thread % 32;
+    const int block = ptx::kept(blockIdx.x), n = W == 1 ? 1 : pass.n, split = b.a.shared.attention_split,
+              stride = kMultiplyWarps * split;
+    const int n_shared = pass.base / kChunk, n_own = (pass.base + shared_state.max_depth) / kChunk - n_shared + 1;
+    uint8_t* memory = reinterpret_cast<uint8_t*>(b.partial());         // and the matrix input behind it
+    uint32_t* q = reinterpret_cast<uint32_t*>(memory + kQueryAt);      // (n, kQueryStride)
+    uint16_t* fresh = reinterpret_cast<uint16_t*>(memory + kFreshAt);  // (n, 2, kRowStride)
+#pragma unroll 1
+    for (int task = block; task < m.n_head * split; task += gridDim.x) {
+        const int head = task % m.n_head, share = task / m.n_head + warp * split;
+        const auto sent = [&](int chunk, int node) {
+            return b.a.scratch.chunks + ((head * max_chunks(m.n_positions) + chunk) * kNarrow + node) * kChunkWords;
+        };
+        // First each node's own chunks, which take longer to find, then the cache's, for all nodes at once. What the
+        // cache holds of the first one is on its way before q is there.
+#pragma unroll 1
+        for (int at = share;; at += stride) {
+            const HeadRows rows = {m.kv_row(layer, 0, head, 0), uint32_t(m.n_head * m.kv_rows * kHeadSize)};
+            Chunk chunk = {
+                .key = {}, .values = ptx::shared_address(memory) + warp * kValueBytes + lane * 16, .lane = lane};
+            Job job = {};
+            const bool there = at < n * n_own + n_shared, own = at < n * n_own;
+            if (there)
+                job = own ? load_own(chunk, rows, b, pass, n_shared + at / n, 0, at % n)
+                          : load_shared(chunk, rows, at - n * n_own);
+            if (at == share) {
+                if (task == block) b.phase.wait(false, W == 1 ? 2 : 3);
+                collect_head<true>(b, head, 0, n, n, from, q, fresh);
+            }
+            if (!there) break;
+            const int n_keys = own ? pass.base + shared_state.depth[job.node] - job.index * kChunk + 1 : kChunk;
+            if (n_keys <= 0) continue;  // beyond the node
+            if (own)
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+                    if (const int node = int(job.fresh >> 8 * j & 255) - 1; node >= 0)
+                        chunk.take_fresh(fresh + node * 2 * kRowStride, j);
+            ptx::copies_wait();
+            attend_chunk(SentResults{sent(job.index, job.node), number}, own ? 1 : n, q + job.node * kQueryStride,
+                         chunk, n_keys);
+        }
+        block_barrier();
+#pragma unroll 1
+        for (int item = share; item < n * (kHeadSize / kQuarter); item += stride) {
+            const int i = item / (kHeadSize / kQuarter), quarter = item % (kHeadSize / kQuarter);
+            const float4 y = merge_sent(b, sent(0, i), kNarrow * kChunkWords,
+                                        (pass.base + shared_state.depth[i]) / kChunk + 1, quarter, lane, number);
+            put_quarter<W == 1>(b.a, {number, b.a.layer_rows[layer]}, i, head, quarter, y, lane);
+        }
+        block_barrier();  // q has been read
+    }
+    const int workers = m.n_head * min(split, n * (kHeadSize / kQuarter));
+    b.phase.arrive(min(workers, int(gridDim.x)), block < workers, false);
+}
+
+// Attention of layer `layer` for all nodes of the pass.
+__device__ inline void tree_attention(Block& b, const DevicePass& pass, int layer, uint32_t number) {
+    const DeviceModel& m = b.a.model;
+    const int warp = b.thread / 32, lane = b.thread % 32;
+    const int block = ptx::kept(blockIdx.x);
     const int group = b.a.shared.attention_nodes, n_groups = (pass.n + group - 1) / group,
               n_tasks = m.n_head * n_groups;
     const int n_shared = pass.base / kChunk;
     uint8_t* memory = reinterpret_cast<uint8_t*>(b.partial());                       // and the matrix input behind it
     uint32_t* q = reinterpret_cast<uint32_t*>(memory + kQueryAt);                    // (group, kQueryStride)
-    uint16_t* fresh = reinterpret_cast<uint16_t*>(memory + kFreshAt);                // (kWordNodes, 2, kRowStride)
-    float* results = reinterpret_cast<float*>(memory + results_at(words));           // (group, TreeResults)
+    float* results = reinterpret_cast<float*>(memory + results_at(false));           // (group, TreeResults)
     const int n_own = (pass.base + shared_state.max_depth) / kChunk - n_shared + 1;  // of a node, at most
-    for (int task = blockIdx.x; task < n_tasks; task += gridDim.x) {
+    for (int task = block; task < n_tasks; task += gridDim.x) {
         const int head = task % m.n_head, i0 = task / m.n_head * group, n = min(group, pass.n - i0);
         const HeadRows rows = {m.kv_row(layer, 0, head, 0), uint32_t(m.n_head * m.kv_rows * kHeadSize)};
         // First each node's own chunks, which take longer to find, then the cache's, for all nodes at once.
         int at = warp;
-        struct {
-            int index, node;  // an own one from n_shared on; node: the first
-            uint32_t fresh;   // of an own chunk: 1 + node of the pass whose row comes later, or 0, by row
-        } job;
+        Job job;
         Chunk chunk = {.key = {}, .values = ptx::shared_address(memory) + warp * kValueBytes + lane * 16, .lane = lane};
         const auto next = [&] {  // loads what the cache holds of the next chunk; false: there is none
             for (; at < n * n_own; at += kMultiplyWarps) {
-                const int own = at / n, depth = shared_state.depth[i0 + at - own * n];
-                job.index = n_shared + own, job.node = at - own * n, job.fresh = 0;
-                const int first = job.index * kChunk;
-                if (first > pass.base + depth) continue;
-                int slot[2];  // of the ancestor at the row's position, both looked up before the first load
-#pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    const int d = first + 8 * j + g - pass.base;
-                    slot[j] = pass.first + i0 + job.node;
-                    if (d >= 0 && d < depth) slot[j] = b.a.nodes->path[d][pass.nodes_at + i0 + job.node];
-                }
-#pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    const int position = first + 8 * j + g, d = position - pass.base;
-                    if (d > depth)
-                        chunk.clear_row(j);
-                    else if (d < 0 || slot[j] < pass.first)
-                        chunk.load_row(rows, j, d < 0 ? position : pass.slot_rows + slot[j]);
-                    else
-                        job.fresh |= uint32_t(slot[j] - pass.first + 1) << 8 * j;
-                }
+                const int index = n_shared + at / n, node = at % n;
+                if (index * kChunk > pass.base + shared_state.depth[i0 + node]) continue;
+                job = load_own(chunk, rows, b, pass, index, i0, node);
                 at += kMultiplyWarps;
                 return true;
             }
             if (at >= n * n_own + n_shared) return false;
-            job.index = at - n * n_own, job.node = 0;
-#pragma unroll
-            for (int j = 0; j < 2; ++j) chunk.load_row(rows, j, job.index * kChunk + 8 * j + g);
+            job = load_shared(chunk, rows, at - n * n_own);
             at += kMultiplyWarps;
             return true;
         };
@@ -399,30 +569,24 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
             ptx::prefetch_l2(rows.keys + rows.to_values + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
         }
         bool more = next();
-        if (task == int(blockIdx.x)) b.phase.wait(!words);
-        collect_head<words>(b, head, i0, n, pass.n, from, q, fresh);
+        if (task == block) b.phase.wait(true);
+        collect_head<false>(b, head, i0, n, pass.n, 0, q, nullptr);
 #pragma unroll 1
         while (more) {
             const bool own = job.index >= n_shared;
             if (own)
 #pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    const int node = int(job.fresh >> 8 * j & 255) - 1;
-                    if (node < 0) continue;
-                    if (words)
-                        chunk.take_fresh(fresh + node * 2 * kRowStride, j);
-                    else
+                for (int j = 0; j < 2; ++j)
+                    if (const int node = int(job.fresh >> 8 * j & 255) - 1; node >= 0)
                         chunk.load_row(rows, j, pass.slot_rows + pass.first + node);
-                }
             const int last = pass.base + shared_state.depth[i0 + job.node];  // its last key
-            const int n_nodes = own ? 1 : n;
             ptx::copies_wait();
             // Of one class, one warp takes the chunks, in ascending order.
             const int result = job.index < kClasses || !own ? job.index % kClasses : kClasses + job.index - n_shared;
             float* node = results + job.node * TreeResults::kFloats;
-            attend_chunk<TreeResults>(node + result * kHeadSize, node + TreeResults::kStats + 2 * result, n_nodes,
-                                      own || job.index < kClasses, q + job.node * kQueryStride, chunk,
-                                      own ? last - job.index * kChunk + 1 : kChunk);
+            attend_chunk(MergedResults<TreeResults>{node + result * kHeadSize, node + TreeResults::kStats + 2 * result,
+                                                    own || job.index < kClasses},
+                         own ? 1 : n, q + job.node * kQueryStride, chunk, own ? last - job.index * kChunk + 1 : kChunk);
             more = next();
         }
         block_barrier();
@@ -440,12 +604,9 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
             const int n_chunks = (pass.base + shared_state.depth[i0 + i]) / kChunk + 1;
             const float4 y =
                 merge_classes<TreeResults>(results + i * TreeResults::kFloats, min(n_chunks, kClasses), quarter, lane);
-            const int column = head * kHeadSize + quarter * kQuarter + lane % 4 * 4 + lane / 4 * 2;
-            if (lane < 8)
-                put<words>(b.a, s.attention, {number, b.a.layer_rows[layer]}, i0 + i, fragment_column(column) / 2,
-                           lane < 4 ? pack_halves(y.x, y.y) : pack_halves(y.z, y.w));
+            put_quarter<false>(b.a, {number, b.a.layer_rows[layer]}, i0 + i, head, quarter, y, lane);
         }
         block_barrier();  // the results have been read
     }
-    b.phase.arrive(min(n_tasks, int(gridDim.x)), int(blockIdx.x) < n_tasks, false);
+    b.phase.arrive(min(n_tasks, int(gridDim.x)), block < n_tasks, false);
 }

@@ -202,9 +202,9 @@ struct Exchanged {
     size_t columns, first = 0, apart = 0;
     std::vector<uint64_t> word;
     std::vector<uint32_t> plain;
-    Exchanged(const Scratch& s, const Rows& rows, int after, int n) : words(n <= kWordNodes), columns(rows.columns) {
+    Exchanged(const Scratch& s, const Rows& rows, int after, int n) : words(n == 1), columns(rows.columns) {
         if (words) {
-            word = fetch(rows.word, size_t(kWordNodes) * columns);
+            word = fetch(rows.word, columns);
             return;
         }
         first = rows.first, apart = s.layer_values;
@@ -313,8 +313,8 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
             gpu.forward(pass);
             const Exchanged residual(s, s.x[0], 1, n), moments(s, s.moments[0], 1, n), final(s, s.input[0], 1, n),
                 attention(s, s.attention, 0, n), mlp(s, s.mlp, 0, n);
-            const bool words = n <= kWordNodes;
-            const std::vector<uint64_t> qkv = fetch(s.qkv, size_t(kWordNodes) * 2 * E);
+            const bool words = n <= kNarrow;
+            const std::vector<uint64_t> qkv = fetch(s.qkv, size_t(kNarrow) * 2 * E);
             const std::vector<float> plain_q = fetch(s.q, size_t(kMaxNodes) * E);
             DeviceModel cache = gpu.device_model();
             std::vector<uint16_t> kv = fetch(cache.kv, size_t(2) * n_head * cache.kv_rows * kHeadSize);
