@@ -397,10 +397,11 @@ void CudaModel::launch(const DevicePass& pass, const DevicePass* device_pass, in
     }
 }
 
-void CudaModel::enqueue(int n, const DevicePass* device_pass, CUstream_st* stream) {
+void CudaModel::enqueue(int usual, int n, const DevicePass* device_pass, CUstream_st* stream) {
     int least = 1;
     for (const int most : kWidths) {
-        if (least <= n) launch({}, device_pass, least, std::min(most, n), stream);
+        if (most < usual || least > n) continue;
+        launch({}, device_pass, least, std::min(most, n), stream);
         least = most + 1;
     }
 }

@@ -56,8 +56,9 @@ public:
 
     // For those who order passes from the device (kernels/cuda_rounds.h): enqueues the pass that device_pass points to
     // when its turn comes, of at most n nodes, which then stand in device_nodes(); n = 0 there: nothing is done. One
-    // launch for each width of kernel: those that don't fit the pass leave at once.
-    void enqueue(int n, const DevicePass* device_pass, CUstream_st* stream);
+    // launch for each width of kernel; those that don't fit the pass leave at once, but take 3 us. So a pass that is
+    // narrower than `usual`, which few are, has none of its own.
+    void enqueue(int usual, int n, const DevicePass* device_pass, CUstream_st* stream);
     // Exchanges of a pass are numbered (kernels/exchange.cuh), and no number serves twice: the first of those set apart
     // for n_passes passes, each of which takes numbers_of_pass() of them.
     uint32_t reserve_numbers(int n_passes);

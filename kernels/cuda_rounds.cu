@@ -90,21 +90,24 @@ CudaRounds::~CudaRounds() {
 }
 
 // The kernels of a sequence as a graph, which starts them with less delay than one by one.
-cudaGraphExec_t CudaRounds::sequence(const TreeSettings& tree, int draft_passes) {
-    if (tree.nodes != graph_nodes_ || tree.draft_width != graph_width_) forget_graphs();
-    graph_nodes_ = tree.nodes;
-    graph_width_ = tree.draft_width;
+cudaGraphExec_t CudaRounds::sequence(const Request& request, int draft_passes) {
+    const TreeSettings& tree = request.tree;
+    const bool guesses = request.mode == Mode::staged && tree.ngram_nodes > 0;  // they fill up most draft passes
+    if (const GraphKey key = {tree.nodes, tree.draft_width, guesses}; key != graph_key_) {
+        forget_graphs();
+        graph_key_ = key;
+    }
     cudaGraphExec_t& graph = graphs_[draft_passes];
     if (graph) return graph;
     const cudaStream_t stream = target_.stream();
     cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording a round");
     const int width = std::max(2, tree.draft_width);  // the root, and one accepted token that the draft has not seen
     for (int pass = 0; pass < draft_passes; ++pass) {
-        draft_.enqueue(width, &rounds_->draft_pass, stream);
+        draft_.enqueue(guesses ? width : 2, width, &rounds_->draft_pass, stream);
         propose<<<width, kChooseThreads, 0, stream>>>(*arguments_);
         plan<<<1, kRoundThreads, 0, stream>>>(*arguments_);
     }
-    target_.enqueue(tree.nodes, &rounds_->target_pass, stream);
+    target_.enqueue(tree.nodes, tree.nodes, &rounds_->target_pass, stream);  // trees are full, or nearly so
     choose<<<tree.nodes, kChooseThreads, 0, stream>>>(*arguments_);
     accept<<<1, kRoundThreads, 0, stream>>>(*arguments_);
     const DeviceModel &t = target_.device_model(), &d = draft_.device_model();
@@ -172,8 +175,7 @@ Statistics CudaRounds::generate(const Request& request, const std::function<bool
     uint32_t seen = 0, enqueued = 0;       // sequences
     while (going) {
         for (; enqueued < seen + kAhead; ++enqueued)
-            cuda_check(cudaGraphLaunch(sequence(request.tree, int(std::lround(usual_passes))), stream),
-                       "starting a round");
+            cuda_check(cudaGraphLaunch(sequence(request, int(std::lround(usual_passes))), stream), "starting a round");
         const uint32_t expected = seen + 1;
         while (host.record[expected % kRecords].sequence != expected) {
             const cudaError_t status = cudaStreamQuery(stream);

@@ -30,7 +30,7 @@ public:
     uint64_t bytes() const { return bytes_; }  // allocated on the device
 
 private:
-    CUgraphExec_st* sequence(const TreeSettings& tree, int draft_passes);
+    CUgraphExec_st* sequence(const Request& request, int draft_passes);
     void forget_graphs();
 
     CudaModel &target_, &draft_;
@@ -40,9 +40,14 @@ private:
     DeviceRounds* rounds_ = nullptr;
     int32_t* text_ = nullptr;  // (n_positions)
     std::unique_ptr<RoundArguments> arguments_;
-    CUgraphExec_st* graphs_[16 + 1] = {};  // sequences by their number of draft passes, for one tree and width
-    CUstream_st* stop_stream_ = nullptr;   // the stop flag travels beside the rounds
-    int graph_nodes_ = 0, graph_width_ = 0;
-    struct HostMemory;  // page-locked, seen by both
+    struct GraphKey {
+        int nodes, draft_width;
+        bool guesses;
+        bool operator==(const GraphKey&) const = default;
+    };
+    CUgraphExec_st* graphs_[16 + 1] = {};  // sequences by their number of draft passes, for one key
+    GraphKey graph_key_ = {};
+    CUstream_st* stop_stream_ = nullptr;  // the stop flag travels beside the rounds
+    struct HostMemory;                    // page-locked, seen by both
     HostMemory* host_ = nullptr;
 };

@@ -39,7 +39,8 @@ __device__ inline void collect(const Block& b, const uint64_t* from, int n, uint
 #pragma unroll
     for (int k = 0; k < N; ++k)
         if (k < n) pair[k] = ptx::load_words(from + k * apart);
-    if (complete()) return;
+    if (complete()) [[likely]]
+        return;
     Patience patience{b.a.scratch.failure};
     do {
         patience.turn(Wait::exchange);

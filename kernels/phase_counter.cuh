@@ -15,24 +15,25 @@
 #include "kernels/device_model.h"
 #include "kernels/ptx.cuh"
 
-constexpr uint64_t kPatience = 4'000'000'000;  // nanoseconds; a pass takes a few thousandths of this
-
 enum class Wait : uint32_t { none, phase, exchange, weights, slot, host };
 
-// Counts the turns of a spin loop and ends the kernel when they have lasted too long.
+// Ends the kernel, which has waited too long.
+static __device__ __noinline__ void give_up(uint32_t* failure, Wait what) {
+    *static_cast<volatile uint32_t*>(failure) = uint32_t(what);
+    __threadfence_system();
+    __trap();
+}
+
+// Counts the turns of a spin loop and ends the kernel when they are too many: seconds, where a pass takes a few
+// thousandths of one.
 struct Patience {
+    static constexpr uint32_t kTurns = 1u << 25;
     uint32_t* failure;
-    uint64_t start = 0;
     uint32_t turns = 0;
 
     __device__ void turn(Wait what) {
-        if (++turns % 1024) return;
-        const uint64_t now = ptx::nanoseconds();
-        if (start == 0) start = now;
-        if (now - start < kPatience) return;
-        *static_cast<volatile uint32_t*>(failure) = uint32_t(what);
-        __threadfence_system();
-        __trap();
+        if (++turns >= kTurns) [[unlikely]]
+            give_up(failure, what);
     }
 };
 

@@ -66,6 +66,15 @@ __device__ inline uint4 load_shared_16(uint32_t address) {
                  : "memory");
     return v;
 }
+// The same where p holds, else zeros.
+__device__ inline uint4 load_shared_16_if(bool p, uint32_t address) {
+    uint4 v = {};
+    asm volatile("{ .reg .pred q; setp.ne.u32 q, %5, 0; @q ld.shared.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                 : "r"(address), "r"(uint32_t(p))
+                 : "memory");
+    return v;
+}
 __device__ inline void store_shared_8(uint32_t address, uint32_t x, uint32_t y) {
     asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(x), "r"(y) : "memory");
 }

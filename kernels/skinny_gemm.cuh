@@ -44,13 +44,14 @@ HD constexpr int weight_readers(int width) {
     return column_tiles(width) / warp_tiles(width);
 }
 
-// A warp's sums of the piece, `quads` times 4 blocks, by kTiles column tiles. input: shared address of this
-// lane's first fragment of B. sum: fragments of d.
-template <int kTiles>
+// A warp's sums of the piece, `quads` times 4 blocks, by its column tiles. input: shared address of this lane's first
+// fragment of B. sum: fragments of d.
+template <int W>
 __device__ inline void multiply_piece(const Block& b, Ring::Position piece, int quads, uint32_t input,
-                                      float (&sum)[kTiles][4]) {
+                                      float (&sum)[warp_tiles(W)][4]) {
+    constexpr int kTiles = warp_tiles(W);
     const uint32_t column_tile = 8 * b.a.shared.input_stride * 2;  // bytes
-    const uint32_t from = b.ring.slot(piece) + b.thread % 32 * 16;
+    const uint32_t lane = b.thread % 32, from = b.ring.slot(piece) + lane * 16;
     float part[4][kTiles][4] = {};
 #pragma unroll
     for (int quad = 0; quad < kQuads; ++quad) {
@@ -61,8 +62,11 @@ __device__ inline void multiply_piece(const Block& b, Ring::Position piece, int 
 #pragma unroll
         for (int i = 0; i < 2; ++i)
 #pragma unroll
-            for (int c = 0; c < kTiles; ++c)
-                x[i][c] = ptx::load_shared_16(input + (2 * quad + i) * 64 + c * column_tile);
+            for (int c = 0; c < kTiles; ++c) {
+                const uint32_t at = input + (2 * quad + i) * 64 + c * column_tile;
+                // The columns beside the only node are zeros: shared memory decides how long this takes.
+                x[i][c] = W == 1 ? ptx::load_shared_16_if(lane < 4, at) : ptx::load_shared_16(at);
+            }
 #pragma unroll
         for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -98,6 +102,12 @@ HD constexpr int tile_threads(int width) {
     return width == 1 ? 32 : 16 * 8;
 }
 
+// The first of a thread's column tiles. In passes of one node the last warps begin, which have the least to multiply.
+template <int W>
+__device__ inline int first_slot(const Block& b) {
+    return W == 1 ? kMultiplyWarps - 1 - b.thread / 32 : b.thread / tile_threads(W);
+}
+
 // Thread (slot, of_tile) adds up an element of the column tiles slot, slot + n_slots, ... of the tasks from `first` on.
 template <int W>
 __device__ inline Element element(const Block& b, const TaskMatrix& matrix, int first, int at) {
@@ -111,7 +121,7 @@ __device__ inline Element element(const Block& b, const TaskMatrix& matrix, int 
 }
 template <int W>
 __device__ inline Element first_element(const Block& b, const TaskMatrix& matrix) {
-    return element<W>(b, matrix, 0, b.thread / tile_threads(W));
+    return element<W>(b, matrix, 0, first_slot<W>(b));
 }
 
 // This block's tasks of a matrix, for n nodes: result(element, sum, is_first) by whole warps, for all rows
@@ -152,7 +162,7 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
             const int row = W == 1 ? 0 : group * kTiles * 8 + (NT == 1 ? min(lane / 4, n - 1) : lane / 4);
             const int quads = piece + 1 < pieces ? a.piece_quads : a.model.n_embd / 64 - piece * a.piece_quads;
             float sum[kTiles][4];
-            multiply_piece(b, from, quads, b.input_at(row, piece * a.piece_quads * 64 + lane % 4 * 8), sum);
+            multiply_piece<W>(b, from, quads, b.input_at(row, piece * a.piece_quads * 64 + lane % 4 * 8), sum);
             ptx::mbarrier_arrive(b.ring.empty(from.slot));
             if (lane == 0 && first + held == matrix.units && item + 1 == n_items) set_doing(afterwards);
             float* to = b.partial() + (of_held * NT + group * kTiles) * kFragment;
@@ -171,7 +181,7 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
 #pragma unroll 1
         for (int round = 0; round < (matrix.parts > 1 ? 2 : 1); ++round)
 #pragma unroll 1
-            for (int at = b.thread / tile_threads(W); at < held * NT; at += kSlots) {
+            for (int at = first_slot<W>(b); at < held * NT; at += kSlots) {
                 const Element e = element<W>(b, matrix, first, at);
                 if (e.tile * 8 >= n || (matrix.parts > 1 && gathers(e.task) != (round > 0))) continue;
                 const float* fragment = b.partial() + (e.held * pieces * NT + e.tile) * kFragment +

@@ -230,20 +230,25 @@ __device__ inline void attend_chunk(Results results, int n, const uint32_t* q, c
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
 
     results.put_stats(g, t, g < n, max, sum);
+    float2 out[2][4];  // columns 32 half + 8 t + 2 r, + 1; all there before the first is stored
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {  // columns 32 half + 8 t ..
+    for (int half = 0; half < 2; ++half) {
         const uint4 value[2] = {rows.read(0, half, true), rows.read(1, half, true)};
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {  // then 2 r, + 1
+        for (int r = 0; r < 4; ++r) {
             const auto transposed = [&](const uint4& row) {
                 return ptx::transpose(r == 0 ? row.x : r == 1 ? row.y : r == 2 ? row.z : row.w);
             };
             float d[4] = {0, 0, 0, 0};
             ptx::mma(d, a, transposed(value[0]), transposed(value[1]));
-            if (g < n)
-                results.put_columns(g, 32 * half + 8 * t + 2 * r, {__fadd_rn(d[0], d[2]), __fadd_rn(d[1], d[3])});
+            out[half][r] = {__fadd_rn(d[0], d[2]), __fadd_rn(d[1], d[3])};
         }
     }
+    if (g < n)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) results.put_columns(g, 32 * half + 8 * t + 2 * r, out[half][r]);
     __syncwarp();  // the next chunk of the class is merged with what stands there now
 }
 

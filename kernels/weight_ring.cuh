@@ -105,7 +105,8 @@ struct Ring {
         wait(empty(at.slot), at.parity ^ 1);
     }
     __device__ void wait(uint32_t barrier, uint32_t parity) const {
-        if (ptx::mbarrier_complete(barrier, parity)) return;
+        if (ptx::mbarrier_complete(barrier, parity)) [[likely]]
+            return;
         Patience patience{a.scratch.failure};
         while (!ptx::mbarrier_complete(barrier, parity)) patience.turn(Wait::weights);
     }
