@@ -543,9 +543,10 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
         // The chunk's share in the results of tokens token .. token + count - 1.
         const auto attend = [&](int token, int count) {
             float* node = results + token * TextResults::kFloats;
-            attend_chunk(MergedResults<TextResults>{node + result * kHeadSize, node + TextResults::kStats + 2 * result,
-                                                    !shared || chunk < kClasses},
-                         count, q + token * kQueryStride, held, min(kChunk, base + token + lane / 4 - first + 1));
+            attend_chunk(
+                MergedResults<TextResults, false>{node + result * kHeadSize, node + TextResults::kStats + 2 * result,
+                                                  !shared || chunk < kClasses},
+                count, q + token * kQueryStride, held, min(kChunk, base + token + lane / 4 - first + 1));
         };
         if (shared || held.finite()) {
 #pragma unroll 1

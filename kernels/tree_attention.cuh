@@ -146,10 +146,20 @@ __device__ inline float merge_output(float out, float factor, float other, float
     return __fadd_rn(__fmul_rn(out, factor), __fmul_rn(other, other_factor));
 }
 
+HD constexpr bool puts_last() {
+#if __CUDA_ARCH__ == 900
+    return true;
+#else
+    return false;                 // ptxas needs more registers there
+#endif
+}
+
 // Where a chunk's results for the query's nodes g go: to `out` (64 floats) and `stats` (max, sum), nodes apart in
 // shared memory as Results says, or, unless it is the first there, merged into what stands there.
-template <class Results>
+// put_last: the first is stored when all products have begun, which takes registers and less time.
+template <class Results, bool put_last = puts_last()>
 struct MergedResults {
+    static constexpr bool kPutLast = put_last;
     float *out, *stats;
     bool is_first;
     float factor = 1, chunk_factor = 1;
@@ -177,6 +187,7 @@ struct MergedResults {
 };
 // The same as words: those of node 0 begin at `to`.
 struct SentResults {
+    static constexpr bool kPutLast = puts_last();
     uint64_t* to;
     uint32_t number;
 
@@ -230,7 +241,10 @@ __device__ inline void attend_chunk(Results results, int n, const uint32_t* q, c
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
 
     results.put_stats(g, t, g < n, max, sum);
-    float2 out[2][4];  // columns 32 half + 8 t + 2 r, + 1; all there before the first is stored
+    float2 out[2][4] = {};  // columns 32 half + 8 t + 2 r, + 1
+    const auto put = [&](int half, int r) {
+        if (g < n) results.put_columns(g, 32 * half + 8 * t + 2 * r, out[half][r]);
+    };
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const uint4 value[2] = {rows.read(0, half, true), rows.read(1, half, true)};
@@ -242,13 +256,14 @@ __device__ inline void attend_chunk(Results results, int n, const uint32_t* q, c
             float d[4] = {0, 0, 0, 0};
             ptx::mma(d, a, transposed(value[0]), transposed(value[1]));
             out[half][r] = {__fadd_rn(d[0], d[2]), __fadd_rn(d[1], d[3])};
+            if (!Results::kPutLast) put(half, r);
         }
     }
-    if (g < n)
+    if (Results::kPutLast)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
-            for (int r = 0; r < 4; ++r) results.put_columns(g, 32 * half + 8 * t + 2 * r, out[half][r]);
+            for (int r = 0; r < 4; ++r) put(half, r);
     __syncwarp();  // the next chunk of the class is merged with what stands there now
 }
 
@@ -318,43 +333,52 @@ __device__ inline float4 merge_sent(const Block& b, const uint64_t* from, uint32
                                     int lane, uint32_t number) {
     float2 stat[2] = {{kNothing, 0}, {kNothing, 0}};
     float4 part[2] = {};
-    const uint32_t column = quarter * kQuarter + lane % 4 * 4;
+#if __CUDA_ARCH__ == 900
+    constexpr int kTogether = 2;  // chunks waited for together
+#else
+    constexpr int kTogether = 1;  // ptxas needs more registers there
+#endif
+    from += quarter * kQuarter + lane % 4 * 4;
+    const uint32_t to_stats = kHeadSize - quarter * kQuarter - lane % 4 * 4;
 #pragma unroll 1
     for (int first = lane / 4 * 2; first < n_chunks; first += kClasses) {
-        const uint64_t* chunk = from + first * apart;
-        uint4 low[2] = {}, high[2] = {},
-              more[2] = {};  // words of columns `column` .. + 1, + 2 .. + 3, of maximum and sum
-        const auto absent = [&](int i, const uint4& two) {
-            return first + i < n_chunks && (two.y != number || two.w != number);
-        };
-        for (Patience patience{b.a.scratch.failure};; patience.turn(Wait::exchange)) {
-            bool all = true;
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                if (first + i >= n_chunks) continue;
-                low[i] = ptx::load_words(chunk + i * apart + column);
-                high[i] = ptx::load_words(chunk + i * apart + column + 2);
-                more[i] = ptx::load_words(chunk + i * apart + kHeadSize);
+        for (int i0 = 0; i0 < 2; i0 += kTogether) {
+            const uint64_t* chunk = from + (first + i0) * apart;
+            const int n = n_chunks - first - i0;                                    // that are there
+            uint4 low[kTogether] = {}, high[kTogether] = {}, more[kTogether] = {};  // words: columns, maximum and sum
+            const auto absent = [&](int i, const uint4& two) { return i < n && (two.y != number || two.w != number); };
+            for (Patience patience{b.a.scratch.failure};; patience.turn(Wait::exchange)) {
+                bool all = true;
+#pragma unroll
+                for (int i = 0; i < kTogether; ++i) {
+                    if (i >= n) continue;
+                    low[i] = ptx::load_words(chunk + i * apart);
+                    high[i] = ptx::load_words(chunk + i * apart + 2);
+                    more[i] = ptx::load_words(chunk + i * apart + to_stats);
+                }
+#pragma unroll
+                for (int i = 0; i < kTogether; ++i)
+                    all &= !absent(i, low[i]) && !absent(i, high[i]) && !absent(i, more[i]);
+                if (all) break;
             }
 #pragma unroll
-            for (int i = 0; i < 2; ++i) all &= !absent(i, low[i]) && !absent(i, high[i]) && !absent(i, more[i]);
-            if (all) break;
-        }
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            if (first + i >= n_chunks) break;
-            const auto value = [](uint32_t x) { return __uint_as_float(x); };
-            const float2 stats = {value(more[i].x), value(more[i].z)};
-            const float4 out = {value(low[i].x), value(low[i].z), value(high[i].x), value(high[i].z)};
-            if (first < kClasses) {
-                stat[i] = stats, part[i] = out;
-                continue;
+            for (int i = 0; i < kTogether; ++i) {
+                if (i >= n) break;
+                const auto value = [](uint32_t x) { return __uint_as_float(x); };
+                const float2 stats = {value(more[i].x), value(more[i].z)};
+                const float4 out = {value(low[i].x), value(low[i].z), value(high[i].x), value(high[i].z)};
+                float2& class_stat = stat[i0 + i];
+                float4& sum = part[i0 + i];
+                if (first < kClasses) {
+                    class_stat = stats, sum = out;
+                    continue;
+                }
+                float factor, own_factor;
+                merge_factors(class_stat.x, class_stat.y, stats.x, stats.y, factor, own_factor);
+                sum = {merge_output(sum.x, factor, out.x, own_factor), merge_output(sum.y, factor, out.y, own_factor),
+                       merge_output(sum.z, factor, out.z, own_factor), merge_output(sum.w, factor, out.w, own_factor)};
             }
-            float factor, own_factor;
-            merge_factors(stat[i].x, stat[i].y, stats.x, stats.y, factor, own_factor);
-            part[i] = {
-                merge_output(part[i].x, factor, out.x, own_factor), merge_output(part[i].y, factor, out.y, own_factor),
-                merge_output(part[i].z, factor, out.z, own_factor), merge_output(part[i].w, factor, out.w, own_factor)};
         }
     }
     __syncwarp();
