@@ -178,7 +178,12 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         };
         skinny_gemm<W>(b, matrix, n, publish ? Doing::arriving : Doing::waiting, result);
         const int workers = min(a.matrix[int(which)].n_tasks, grid);
-        if (which != Matrix::head) b.phase.arrive(workers, has_work, publish);
+#if __CUDA_ARCH__ == 900
+        const bool worked = has_work;
+#else
+        const bool worked = task_matrix(a, ptx::kept(at)).units > 0;  // ptxas needs the register there
+#endif
+        if (which != Matrix::head) b.phase.arrive(workers, worked, publish);
         if (!kWords && which == Matrix::c_fc && has_work && layer > 0)
             clear_rows(b, a.layer_rows[layer - 1], n, matrix.first_task, workers);
     }
