@@ -5,8 +5,8 @@
 // multiplies a piece by 8 or 16 nodes on its own: the blocks i mod 4 = 0, 1, 2, 3 into a sum each, in ascending order,
 // then (sum 0 + sum 1) + (sum 2 + sum 3). When the warps meet, one thread adds the pieces of an element in ascending
 // order. This order is the same for every width, grid and occupancy, and an element never meets another column, so a
-// node's result does not depend on the pass. Nobody reads the results of columns beyond the pass: they repeat its last
-// node or multiply whatever lies in shared memory.
+// node's result does not depend on the pass. Nobody reads the results of columns beyond the pass: they are zeros,
+// repeat its last node or multiply whatever lies in shared memory.
 //
 // Why so: a warp that shares each sum with others waits for them in every unit; here the warps meet once a matrix (once
 // a unit where shared memory is short), and the pieces of all a block's units are multiplied side by side.
