@@ -22,10 +22,10 @@
 
 #include <algorithm>
 
+#include "kernels/attention_chunk.cuh"
 #include "kernels/cuda_error.h"
 #include "kernels/embedding.cuh"
 #include "kernels/gelu.cuh"
-#include "kernels/tree_attention.cuh"
 
 namespace {
 
