@@ -101,9 +101,10 @@ cudaGraphExec_t CudaRounds::sequence(const Request& request, int draft_passes) {
     if (graph) return graph;
     const cudaStream_t stream = target_.stream();
     cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording a round");
-    const int width = std::max(2, tree.draft_width);  // the root, and one accepted token that the draft has not seen
+    constexpr int kFirst = 2;  // nodes of a round's first draft pass: the root, and a token that the draft has not seen
+    const int width = std::max(kFirst, tree.draft_width);
     for (int pass = 0; pass < draft_passes; ++pass) {
-        draft_.enqueue(guesses ? width : 2, width, &rounds_->draft_pass, stream);
+        draft_.enqueue(guesses ? width : kFirst, width, &rounds_->draft_pass, stream);
         propose<<<width, kChooseThreads, 0, stream>>>(*arguments_);
         plan<<<1, kRoundThreads, 0, stream>>>(*arguments_);
     }

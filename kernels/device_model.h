@@ -127,8 +127,8 @@ struct SharedLayout {
     uint32_t bytes;
     int input_stride, n_slots;
     int held_units;       // whose sums `partial` holds at a time
-    int attention_nodes;  // of one head that a block takes at a time; or
-    int attention_split;  // blocks that share a head in passes of up to kNarrow nodes
+    int attention_nodes;  // of one head that a block takes at a time in passes of more than kNarrow nodes
+    int attention_split;  // blocks that share a head in narrower ones
 };
 
 // A matrix of each layer, or the head, as the pass reads it (weight_ring.cuh).
