@@ -3,8 +3,9 @@
 //
 //   BlobHeader                     4 KiB: magic, version, file size, the table of sections, its checksum
 //   sections                       each at a multiple of 4 KiB, in the order of the table, checksummed with XXH3-128:
-//     target, draft (optional)     ModelHeader, then the tensors at the offsets that ModelLayout computes from the
-//     shape tokenizer (optional)         model/tokenizer.h n-gram (optional)            NgramHeader, then its tables
+//     target, draft (optional)     ModelHeader, then the tensors at ModelLayout's offsets
+//     tokenizer (optional)         model/tokenizer.h
+//     n-gram (optional)            NgramHeader, then its tables
 //     metadata                     JSON text: source names, dates, licence, dtype
 //
 // Whatever lies between sections and tensors is zero.
