@@ -76,18 +76,10 @@ __device__ inline float merge_output(float out, float factor, float other, float
     return __fadd_rn(__fmul_rn(out, factor), __fmul_rn(other, other_factor));
 }
 
-HD constexpr bool puts_last() {
-#if __CUDA_ARCH__ == 900
-    return true;
-#else
-    return false;  // ptxas needs more registers there
-#endif
-}
-
 // Where a chunk's results for the query's nodes g go: to `out` (64 floats) and `stats` (max, sum), nodes apart in
 // shared memory as Results says, or, unless it is the first there, merged into what stands there.
 // put_last: the first is stored when all products have begun, which takes registers and less time.
-template <class Results, bool put_last = puts_last()>
+template <class Results, bool put_last = registers_to_spare()>
 struct MergedResults {
     static constexpr bool kPutLast = put_last;
     float *out, *stats;

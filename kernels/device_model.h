@@ -14,6 +14,16 @@ constexpr int kBlockThreads = kMultiplyThreads + 32;  // and one warp that strea
 constexpr int kSharedState = 2560;  // bytes at most of a block's shared memory that SharedLayout leaves out
 constexpr int kSplit = 4;           // mlp_proj is multiplied as 4 matrices of n_embd columns, summed in order
 
+// Whether more loads may be under way and more be kept than must be: on sm_90. Elsewhere ptxas needs more registers for
+// the same kernels and would spill.
+HD constexpr bool registers_to_spare() {
+#if __CUDA_ARCH__ == 900
+    return true;
+#else
+    return false;
+#endif
+}
+
 struct DeviceModel {
     int n_layer, n_head, n_embd, n_positions, n_vocab;
     float epsilon, per_column;  // 1 / n_embd

@@ -97,11 +97,7 @@ __device__ inline void clear_rows(const Block& b, uint32_t first, int n, int sha
 template <class Meanwhile>
 __device__ inline void collect_words(const Block& b, const Rows& rows, int first, int n, uint32_t number,
                                      const Meanwhile& meanwhile) {
-#if __CUDA_ARCH__ == 900
-    constexpr int kBatch = 2;
-#else
-    constexpr int kBatch = 1;  // ptxas needs more registers there
-#endif
+    constexpr int kBatch = registers_to_spare() ? 2 : 1;
     const int steps = n / 4;  // of 16 bytes of words
 #pragma unroll 1
     for (int at = b.thread; at < steps; at += kBatch * kMultiplyThreads) {

@@ -109,8 +109,8 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
             if (e.node >= n) return uint2{};
             return load_x<kWords>(a, half, exchange(0), e.node, e.task / matrix.parts * 16 + e.row);
         };
-        uint2 x_ahead = {};  // of the thread's first element
-        const bool early = loads_x_early() && which == Matrix::c_proj;
+        uint2 x_ahead = {};  // of the thread's first element, loaded before c_proj multiplies
+        const bool early = registers_to_spare() && which == Matrix::c_proj;
         if (has_work) {
             if (early) x_ahead = x_of(first_element<W>(b, matrix));
             // A block's tasks of mlp_proj share a part of the columns.
@@ -178,11 +178,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         };
         skinny_gemm<W>(b, matrix, n, publish ? Doing::arriving : Doing::waiting, result);
         const int workers = min(a.matrix[int(which)].n_tasks, grid);
-#if __CUDA_ARCH__ == 900
-        const bool worked = has_work;
-#else
-        const bool worked = task_matrix(a, ptx::kept(at)).units > 0;  // ptxas needs the register there
-#endif
+        const bool worked = registers_to_spare() ? has_work : task_matrix(a, ptx::kept(at)).units > 0;
         if (which != Matrix::head) b.phase.arrive(workers, worked, publish);
         if (!kWords && which == Matrix::c_fc && has_work && layer > 0)
             clear_rows(b, a.layer_rows[layer - 1], n, matrix.first_task, workers);

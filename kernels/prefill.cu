@@ -468,11 +468,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
 
 constexpr int kTextGroup = 2 * kGroup;
 constexpr int kAttentionThreads = 32 * kClasses;
-#if __CUDA_ARCH__ == 900
-constexpr int kAttentionBlocks = 2;  // of a multiprocessor
-#else
-constexpr int kAttentionBlocks = 1;  // ptxas needs more registers there
-#endif
+constexpr int kAttentionBlocks = registers_to_spare() ? 2 : 1;  // of a multiprocessor
 using TextResults = NodeResults<2>;
 constexpr int kAttentionBytes = kTextGroup * (kQueryStride + TextResults::kFloats) * 4;
 

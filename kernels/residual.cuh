@@ -27,14 +27,6 @@ __device__ inline uint2 load_x(const PassArguments& a, int half, const Exchange&
     if (words) return ptx::load_word(x.word + column);
     return {ptx::load_relaxed(row_of(a, x, exchange, node) + column), 0};
 }
-// Whether c_proj's blocks load it before they multiply.
-HD constexpr bool loads_x_early() {
-#if __CUDA_ARCH__ == 900
-    return true;
-#else
-    return false;                        // ptxas needs more registers there
-#endif
-}
 
 // Its value, once it is there.
 template <bool words>
@@ -74,11 +66,7 @@ __device__ inline void publish_x(const PassArguments& a, int half, const Exchang
 
 // The sums of a node's units of 16 columns, in a warp: lane i has the units i + 32 k in part[k].
 struct Moments {
-#if __CUDA_ARCH__ == 900
-    static constexpr int kTogether = 4;  // words that are waited for together
-#else
-    static constexpr int kTogether = 1;  // ptxas needs more registers there
-#endif
+    static constexpr int kTogether = registers_to_spare() ? 4 : 1;  // words that are waited for together
     static constexpr int kEach = 4;
     static_assert(kEach * 32 * 16 == 4 * kMultiplyThreads);
     float2 part[kEach];  // sum, squares
@@ -162,11 +150,7 @@ __device__ inline float normalised(float product, float along, float constant, f
 template <int W, class Until>
 __device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows* moments, const Exchange& exchange,
                                     int node0, int n, int first, const Until& wait) {
-#if __CUDA_ARCH__ == 900
-    constexpr int kBatch = 5;  // 16-byte loads of a lane under way together
-#else
-    constexpr int kBatch = 1;            // ptxas needs more registers there
-#endif
+    constexpr int kBatch = registers_to_spare() ? 5 : 1;  // 16-byte loads of a lane under way together
     const PassArguments& a = b.a;
     const int lane = b.thread % 32, steps = a.model.n_embd / 8, n_units = a.model.n_embd / 16;
     int row = b.thread / 32;

@@ -134,11 +134,7 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
     constexpr int NT = column_tiles(W), kTiles = warp_tiles(W), kGroups = weight_readers(W);
     constexpr int kSlots = kMultiplyThreads / tile_threads(W), kFragment = fragment_floats(W);
     const PassArguments& a = b.a;
-#if __CUDA_ARCH__ == 900
-    constexpr bool own = NT == 1;  // each warp keeps its position in the ring
-#else
-    constexpr bool own = false;           // ptxas needs more registers there
-#endif
+    constexpr bool own = NT == 1 && registers_to_spare();  // each warp keeps its position in the ring
     int& read = own ? b.read : shared_state.read;
     const int pieces = a.pieces, warp = b.thread / 32, lane = b.thread % 32;
     if (b.thread == 0 && matrix.units > 0) set_doing(Doing::multiplying);

@@ -87,7 +87,7 @@ struct Chunk {
 
 // Where a chunk's results go as words, to other blocks: those of node 0 begin at `to`.
 struct SentResults {
-    static constexpr bool kPutLast = puts_last();
+    static constexpr bool kPutLast = registers_to_spare();
     uint64_t* to;
     uint32_t number;
 
@@ -105,11 +105,7 @@ __device__ inline float4 merge_sent(const Block& b, const uint64_t* from, uint32
                                     int lane, uint32_t number) {
     float2 stat[2] = {{kNothing, 0}, {kNothing, 0}};
     float4 part[2] = {};
-#if __CUDA_ARCH__ == 900
-    constexpr int kTogether = 2;  // chunks waited for together
-#else
-    constexpr int kTogether = 1;  // ptxas needs more registers there
-#endif
+    constexpr int kTogether = registers_to_spare() ? 2 : 1;  // chunks waited for together
     from += quarter * kQuarter + lane % 4 * 4;
     const uint32_t to_stats = kHeadSize - quarter * kQuarter - lane % 4 * 4;
 #pragma unroll 1

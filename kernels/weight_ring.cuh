@@ -62,11 +62,9 @@ struct Ring {
         : a(arguments),
           slots(ptx::shared_address(shared_memory) + arguments.shared.ring),
           barriers(ptx::shared_address(shared_state.full)) {
-#if __CUDA_ARCH__ == 900  // elsewhere ptxas needs the registers
-        if (!keep) return;
+        if (!keep || !registers_to_spare()) return;
         slots = ptx::kept(slots);
         barriers = ptx::kept(barriers);
-#endif
     }
 
     struct Position {
@@ -78,32 +76,20 @@ struct Ring {
         return at;
     }
     // The same in one number: slot + n_slots parity.
-    __device__ Position position(int at) const {
-        return ahead(Position{}, at);
-    }
+    __device__ Position position(int at) const { return ahead(Position{}, at); }
     __device__ int ahead(int at, int pieces) const {
         for (at += pieces; at >= 2 * a.shared.n_slots;) at -= 2 * a.shared.n_slots;
         return at;
     }
     // Shared addresses of a slot and its mbarriers.
-    __device__ uint32_t slot(Position at) const {
-        return slots + at.slot * kSlotBytes;
-    }
-    __device__ uint32_t full(int slot) const {
-        return barriers + slot * 8;
-    }
-    __device__ uint32_t empty(int slot) const {
-        return barriers + (kMaxRingSlots + slot) * 8;
-    }
+    __device__ uint32_t slot(Position at) const { return slots + at.slot * kSlotBytes; }
+    __device__ uint32_t full(int slot) const { return barriers + slot * 8; }
+    __device__ uint32_t empty(int slot) const { return barriers + (kMaxRingSlots + slot) * 8; }
 
     // Until the piece has landed. The one before it in the slot must have been read.
-    __device__ void wait_full(Position at) const {
-        wait(full(at.slot), at.parity);
-    }
+    __device__ void wait_full(Position at) const { wait(full(at.slot), at.parity); }
     // Until the piece before it in the slot has been read. The one before that must have been.
-    __device__ void wait_empty(Position at) const {
-        wait(empty(at.slot), at.parity ^ 1);
-    }
+    __device__ void wait_empty(Position at) const { wait(empty(at.slot), at.parity ^ 1); }
     __device__ void wait(uint32_t barrier, uint32_t parity) const {
         if (ptx::mbarrier_complete(barrier, parity)) [[likely]]
             return;
