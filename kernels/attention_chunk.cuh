@@ -15,7 +15,7 @@
 
 constexpr int kChunk = 16;
 constexpr int kClasses = 16;                 // residues that merge separately
-constexpr int kGroup = 8;                    // nodes at most that a block takes at a time
+constexpr int kGroup = 8;                    // nodes that are multiplied by a chunk together
 constexpr int kQueryStride = kHeadSize + 4;  // 32-bit words
 
 // A node's results in shared memory, of its classes and of up to kOwn chunks of its own: (results, kHeadSize) outputs,

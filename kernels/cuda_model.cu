@@ -279,7 +279,7 @@ SharedLayout CudaModel::shared_layout(int n) const {
         return (config_.n_head * ((n + group - 1) / group) + n_blocks_ - 1) / n_blocks_;
     };
     s.attention_nodes = 1;
-    while (rounds(s.attention_nodes) > rounds(kGroup)) ++s.attention_nodes;
+    while (rounds(s.attention_nodes) > rounds(kTreeGroup)) ++s.attention_nodes;
     const auto aligned_128 = [](int bytes) { return (bytes + 127) / 128 * 128; };
     const int unit_bytes = unit_pieces(E) * tiles * fragment_floats(width) * 4, rows_bytes = width * s.input_stride * 2;
     const int attention = attention_bytes(width <= kNarrow ? 0 : s.attention_nodes, width <= kNarrow);

@@ -84,25 +84,6 @@ struct Moments {
         }
     }
 
-    // From a row of a wide pass, this lane's first value on: all, or those that were not there.
-    __device__ void load(const uint32_t* from, int n_units, int lane, bool again = false) {
-#pragma unroll
-        for (int k = 0; k < kEach; ++k) {
-            if (lane + 32 * k >= n_units || (again && there(k))) continue;
-            const uint2 loaded = ptx::load_relaxed_2(from + 64 * k);
-            part[k] = {__uint_as_float(loaded.x), __uint_as_float(loaded.y)};
-        }
-    }
-    __device__ bool there(int k) const {
-        return max(__float_as_uint(part[k].x), __float_as_uint(part[k].y)) != kAbsent;
-    }
-    __device__ bool all_there() const {
-        bool all = true;
-#pragma unroll
-        for (int k = 0; k < kEach; ++k) all &= there(k);
-        return all;
-    }
-
     // The sum of the lanes' values: of lanes 16 apart, then 8, 1, 2 and 4.
     static __device__ float total(float sum) {
         sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 16));
@@ -139,30 +120,92 @@ struct Moments {
     }
 };
 
+// The same of four nodes of a wide pass, 8 lanes each: lane c of them has the units 16 j + 2 c, + 1, so it stands for
+// Moments' lanes 2 c, + 1 with j even, 16 + 2 c, + 1 with j odd, and adds up in their order.
+struct RowMoments {
+    static constexpr int kEach = 4 * kMultiplyThreads / 16 / 16;
+    uint4 part[kEach];  // of two units: sum, squares; sum, squares
+
+    // from: the row's values, from this lane's first on. again: those that were not there.
+    __device__ void load(const uint32_t* from, int n_units, int c, bool again = false) {
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) {
+            if (again && is_there(part[j])) continue;
+            if (!again) part[j] = {};
+            if (16 * j + 2 * c < n_units) part[j] = ptx::load_relaxed_4(from + 32 * j);
+        }
+    }
+    __device__ bool all_there() const {
+        bool all = true;
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) all &= is_there(part[j]);
+        return all;
+    }
+
+    static __device__ float total(const float (&of)[2][2]) {  // [j % 2][which of the two]
+        float sum[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            sum[e] = __fadd_rn(of[0][e], of[1][e]);
+            sum[e] = __fadd_rn(sum[e], __shfl_xor_sync(~0u, sum[e], 4));
+        }
+        float all = __fadd_rn(sum[0], sum[1]);
+        all = __fadd_rn(all, __shfl_xor_sync(~0u, all, 1));
+        return __fadd_rn(all, __shfl_xor_sync(~0u, all, 2));
+    }
+
+    // Mean and scale of the node, in its lanes. By whole warps.
+    __device__ float2 combine(const DeviceModel& m, int c) const {
+        const int n_units = m.n_embd / 16;
+        float sum[2][2] = {}, squares[2][2] = {};
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) {
+            if (16 * j + 2 * c >= n_units) continue;
+            sum[j % 2][0] = __fadd_rn(sum[j % 2][0], __uint_as_float(part[j].x));
+            sum[j % 2][1] = __fadd_rn(sum[j % 2][1], __uint_as_float(part[j].z));
+        }
+        const float mean = __fmul_rn(total(sum), m.per_column);
+        const auto add = [&](float& to, uint32_t unit_sum, uint32_t unit_squares) {
+            const float d = __fsub_rn(__fmul_rn(__uint_as_float(unit_sum), 0.0625f), mean);
+            to = __fadd_rn(to, __fmaf_rn(__fmul_rn(d, 16.0f), d, __uint_as_float(unit_squares)));
+        };
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) {
+            if (16 * j + 2 * c >= n_units) continue;
+            add(squares[j % 2][0], part[j].x, part[j].y);
+            add(squares[j % 2][1], part[j].z, part[j].w);
+        }
+        const float variance = __fmul_rn(total(squares), m.per_column);
+        return {mean, __frsqrt_rn(__fadd_rn(variance, m.epsilon))};
+    }
+};
+
 // What LayerNorm makes of a product. mean, scale: of the node.
 __device__ inline float normalised(float product, float along, float constant, float mean, float scale) {
     return __fmaf_rn(scale, __fmaf_rn(-mean, along, product), constant);
 }
 
 // Fetches n_embd halves of each of n rows of a wide pass into the block's input: nodes node0 .. node0 + n - 1, from
-// value `first` on. A warp takes one row at a time. With `moments`, also the nodes' means and scales. wait() is called
-// when only the loads are left to do.
+// value `first` on. A warp takes one row at a time. With `moments`, also the nodes' means and scales, which the last
+// warps work out when the input is there: nobody needs them before the products, and these warps have the least to
+// multiply. wait() is called when only the loads are left to do.
 template <int W, class Until>
 __device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows* moments, const Exchange& exchange,
                                     int node0, int n, int first, const Until& wait) {
     constexpr int kBatch = registers_to_spare() ? 5 : 1;  // 16-byte loads of a lane under way together
     const PassArguments& a = b.a;
     const int lane = b.thread % 32, steps = a.model.n_embd / 8, n_units = a.model.n_embd / 16;
+    const int normal_row = (int(b.thread) - 8 * (kMultiplyThreads / 8 - W)) / 8;  // of 8 lanes, from the last W on
+    const bool normal = moments && int(b.thread) >= 8 * (kMultiplyThreads / 8 - W);
     int row = b.thread / 32;
     const uint32_t* from = ptx::kept(row_of(a, rows, exchange, node0 + row) + first + 4 * lane);
-    const uint32_t* sums = moments ? ptx::kept(row_of(a, *moments, exchange, node0 + row) + 2 * lane) : nullptr;
+    const uint32_t* sums =
+        normal ? ptx::kept(row_of(a, *moments, exchange, node0 + normal_row) + 4 * (lane % 8)) : nullptr;
     uint32_t to = ptx::kept(b.input_at(row, 8 * lane));
     const int n_loads = (steps - lane + 31) / 32;
     wait();
 #pragma unroll 1
     for (; row < n; row += kMultiplyWarps) {
-        Moments of_row = {};
-        if (moments) of_row.load(sums, n_units, lane);
 #pragma unroll 1
         for (int done = 0; done < n_loads; done += kBatch) {
             const uint32_t* batch = from + 128 * done;
@@ -183,28 +226,30 @@ __device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows
 #pragma unroll
                     for (int k = 0; k < kBatch; ++k)
                         if (!is_there(piece[k])) piece[k] = ptx::load_relaxed_4(batch + 128 * k);
-                    if (moments) of_row.load(sums, n_units, lane, true);
                 } while (!complete());
             }
 #pragma unroll
             for (int k = 0; k < kBatch; ++k)
                 if (done + k < n_loads) ptx::store_shared_16(to + (done + k) * 512, piece[k]);
         }
-        if (moments) {
-            if (!of_row.all_there()) {
-                Patience patience{a.scratch.failure};
-                do {
-                    patience.turn(Wait::exchange);
-                    of_row.load(sums, n_units, lane, true);
-                } while (!of_row.all_there());
-            }
-            __syncwarp();
-            of_row.keep(a.model, row, lane);
-        }
         if (W <= kMultiplyWarps) break;
         from += kMultiplyWarps * a.scratch.layer_values;
-        if (moments) sums += kMultiplyWarps * a.scratch.layer_values;
         to += kMultiplyWarps * a.shared.input_stride * 2;
     }
     block_barrier();
+    if (!normal) return;
+    RowMoments of_row;
+    of_row.load(sums, normal_row < n ? n_units : 0, lane % 8);
+    if (!of_row.all_there()) {
+        Patience patience{a.scratch.failure};
+        do {
+            patience.turn(Wait::exchange);
+            of_row.load(sums, n_units, lane % 8, true);
+        } while (!of_row.all_there());
+    }
+    __syncwarp();
+    const float2 combined = of_row.combine(a.model, lane % 8);
+    if (normal_row >= n || lane % 8 != 0) return;
+    shared_state.mean[normal_row] = combined.x;
+    shared_state.scale[normal_row] = combined.y;
 }

@@ -4,7 +4,7 @@
 // Keys come in chunks of 16 positions. One warp turns a chunk into (max, sum, output), and a node's chunks merge in a
 // fixed order (attention_chunk.cuh).
 //
-//   chunks below base     the same for all nodes: a block takes (head, up to 8 nodes), a warp every 16th chunk, keys
+//   chunks below base     the same for all nodes: a block takes (head, up to 16 nodes), a warp every 16th chunk, keys
 //                         and values read once for all its nodes
 //   chunks that reach     differ by node: a warp takes (head, node, chunk) and gathers the rows of its ancestors
 //   base or beyond
@@ -35,10 +35,11 @@ HD constexpr int max_chunks(int n_positions) {
 using TreeResults = NodeResults<kOwnChunks>;
 
 // A block's shared memory during attention, in the place of the partial sums and the matrix input: the values of each
-// warp's chunk; q of up to kGroup nodes of a head; in passes of up to 8 nodes their new keys and values; results of up
+// warp's chunk; q of up to kTreeGroup nodes of a head; in passes of up to 8 nodes their new keys and values; results of up
 // to `group` nodes of a head.
+constexpr int kTreeGroup = 2 * kGroup;  // nodes at most that a block takes at a time
 constexpr int kValueBytes = kChunk * kHeadSize * 2;
-constexpr int kQueryAt = kMultiplyWarps * kValueBytes, kFreshAt = kQueryAt + kGroup * kQueryStride * 4;
+constexpr int kQueryAt = kMultiplyWarps * kValueBytes, kFreshAt = kQueryAt + kTreeGroup * kQueryStride * 4;
 HD constexpr int results_at(bool words) {
     return kFreshAt + (words ? kNarrow * 2 * kRowStride * 2 : 0);
 }
@@ -349,10 +350,15 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
             ptx::copies_wait();
             // Of one class, one warp takes the chunks, in ascending order.
             const int result = job.index < kClasses || !own ? job.index % kClasses : kClasses + job.index - n_shared;
-            float* node = results + job.node * TreeResults::kFloats;
-            attend_chunk(MergedResults<TreeResults>{node + result * kHeadSize, node + TreeResults::kStats + 2 * result,
-                                                    own || job.index < kClasses},
-                         own ? 1 : n, q + job.node * kQueryStride, chunk, own ? last - job.index * kChunk + 1 : kChunk);
+#pragma unroll 1
+            for (int first = job.node; first < (own ? job.node + 1 : n); first += kGroup) {
+                float* node = results + first * TreeResults::kFloats;
+                attend_chunk(MergedResults<TreeResults>{node + result * kHeadSize,
+                                                        node + TreeResults::kStats + 2 * result,
+                                                        own || job.index < kClasses},
+                             own ? 1 : min(kGroup, n - first), q + first * kQueryStride, chunk,
+                             own ? last - job.index * kChunk + 1 : kChunk);
+            }
             more = next();
         }
         block_barrier();
