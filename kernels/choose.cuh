@@ -7,8 +7,12 @@
 // logits are found, for top-p alone the best kNucleus, which most often hold the run that reaches it, and the best
 // children. Any other limit is found digit by digit, 8 bits of the key at a time, from histograms of counts or weights.
 //
-// Bytes: a sweep over the logits of a node reads 4 n_vocab from L2, 16 bytes a load and several loads of a thread under
-// way; the usual cases take two.
+// The pass leaves the greatest of every 16 logits beside them: they tell the best and the bound, and which sixteens
+// hold what reaches it. Only weights of all tokens, for top-p alone and for a greedy draft's probabilities, need a
+// sweep over all logits.
+//
+// Bytes of a node: n_vocab / 4 from L2 for the greatest, 64 for each sixteen that is looked into; a sweep reads 4
+// n_vocab, 16 bytes a load and several loads of a thread under way.
 #pragma once
 
 #include "decode/choose.h"
@@ -26,12 +30,25 @@ struct ChooseSpace {  // shared memory
     uint64_t bin_weight[kBins];
     uint32_t bin_count[kBins];
     uint64_t candidate[kMaxCandidates];  // score keys in any order; once they are ranked, weights by rank
-    uint64_t ranked[kMaxCandidates];     // descending
+    uint64_t ranked[kMaxCandidates];     // descending; before that, the sixteens that hold candidates
     uint64_t found_before;
     int found_bin;
-    uint32_t n_candidates;
+    uint32_t n_candidates, n_groups;
     int n_kept;
     Child child[kMaxChildren];
+};
+
+// What is chosen from.
+struct NodeLogits {
+    const float* value;     // (n_vocab)
+    const float* greatest;  // (n_vocab / 16, rounded up) of every 16, NaN left out; -infinity: none
+    int n_vocab;
+
+    // Of a node of a pass, whose rows lie one after the other.
+    __device__ NodeLogits node(int i) const {
+        const uint64_t stride = pad16(n_vocab);
+        return {value + i * stride, greatest + i * (stride / 16), n_vocab};
+    }
 };
 
 // The first n_threads threads of a block, a multiple of 32, kBins at least and 1024 at most.
@@ -122,6 +139,23 @@ __device__ inline void for_each_token(const ChooseTeam& team, const float* value
     });
 }
 
+// f(greatest, group) for every 16 neighbouring logits. A thread is given the same groups each time.
+template <class F>
+__device__ inline void for_each_group(const ChooseTeam& team, const NodeLogits& logits, const F& f) {
+    constexpr int kUnderWay = 4;
+    const int n_groups = (logits.n_vocab + 15) / 16;
+#pragma unroll 1
+    for (int first = threadIdx.x; first < n_groups; first += kUnderWay * team.n_threads) {
+        float greatest[kUnderWay];
+#pragma unroll
+        for (int k = 0; k < kUnderWay; ++k)
+            greatest[k] = logits.greatest[min(first + k * team.n_threads, n_groups - 1)];
+#pragma unroll
+        for (int k = 0; k < kUnderWay; ++k)
+            if (const int group = first + k * team.n_threads; group < n_groups) f(greatest[k], group);
+    }
+}
+
 // Of the threads' own best values, -infinity where a thread has none.
 struct Peaks {
     float mine, highest, lowest;  // lowest: of those above -infinity
@@ -133,40 +167,71 @@ __device__ inline Peaks find_peaks(ChooseTeam& team, float mine) {
     });
     return {mine, score_value(both), uint32_t(both) ? key_value(~uint32_t(both)) : INFINITY};
 }
-__device__ inline Peaks find_peaks(ChooseTeam& team, const float* values, int n_vocab) {
+__device__ inline Peaks find_peaks(ChooseTeam& team, const NodeLogits& logits) {
     float mine = -INFINITY;
-    for_each_quad<4>(team, values, n_vocab, [&](float4 quad, int) {
-        mine = fmaxf(fmaxf(mine, fmaxf(quad.x, quad.y)), fmaxf(quad.z, quad.w));
-    });
+    if (logits.n_vocab < 16 * team.n_threads)  // a group would be more than a thread's share
+        for_each_quad<4>(team, logits.value, logits.n_vocab, [&](float4 quad, int) {
+            mine = fmaxf(fmaxf(mine, fmaxf(quad.x, quad.y)), fmaxf(quad.z, quad.w));
+        });
+    else
+        for_each_group(team, logits, [&](float greatest, int) { mine = fmaxf(mine, greatest); });
     return find_peaks(team, mine);
 }
 
-// Lists the k best values and perhaps more: those that reach a bound which k threads' best reach. false: there are too
-// many, or too few threads' best. also(quad) is called for every four values.
-template <int kUnderWay, class Also>
-__device__ inline bool list_candidates(ChooseTeam& team, const float* values, int n_vocab, const Peaks& peaks, int k,
-                                       const Also& also) {
-    ChooseSpace& space = team.space;
-    if (threadIdx.x == 0) space.n_candidates = 0;
-    if (team.count(peaks.mine >= peaks.lowest) < k) return false;
-    float bound = peaks.lowest, above = peaks.highest;  // k threads reach the bound
+// A bound that the best values of k threads reach, so that k values do, and not many more; NaN: too few threads have
+// any. Empties the list of candidates.
+__device__ inline float find_bound(ChooseTeam& team, const Peaks& peaks, int k) {
+    if (threadIdx.x == 0) team.space.n_candidates = team.space.n_groups = 0;
+    if (team.count(peaks.mine >= peaks.lowest) < k) return NAN;
+    float bound = peaks.lowest, above = peaks.highest;
 #pragma unroll 1
-    for (int halving = 0; halving < 10; ++halving) {
+    for (int halving = 0; halving < 8; ++halving) {
         const float middle = bound + (above - bound) / 2;
         (team.count(peaks.mine >= middle) < k ? above : bound) = middle;
     }
+    return bound;
+}
+// Lists a value if it reaches the bound.
+__device__ inline void list_value(ChooseSpace& space, float value, int id, float bound) {
+    if (!(value >= bound)) return;
+    const uint32_t at = atomicAdd(&space.n_candidates, 1);
+    if (at < kMaxCandidates) space.candidate[at] = score_key(value, id);
+}
+// Lists the values that reach the bound. false: there are too many, or there is no bound. also(quad) is called for
+// every four values.
+template <int kUnderWay, class Also>
+__device__ inline bool list_candidates(ChooseTeam& team, const float* values, int n_vocab, float bound,
+                                       const Also& also) {
+    if (bound != bound) return false;
     for_each_quad<kUnderWay>(team, values, n_vocab, [&](float4 quad, int id) {
         also(quad);
         if (!(quad.x >= bound) & !(quad.y >= bound) & !(quad.z >= bound) & !(quad.w >= bound)) return;
 #pragma unroll 1
         for (int end = id + 4; id < end; ++id) {
-            if (quad.x >= bound) {
-                const uint32_t at = atomicAdd(&space.n_candidates, 1);
-                if (at < kMaxCandidates) space.candidate[at] = score_key(quad.x, id);
-            }
+            list_value(team.space, quad.x, id, bound);
             quad = {quad.y, quad.z, quad.w, 0};
         }
     });
+    team.barrier();
+    return team.space.n_candidates <= kMaxCandidates;
+}
+// The same of logits: lists the sixteens that hold such a value, then the values, a half-warp a sixteen.
+__device__ inline bool list_candidates(ChooseTeam& team, const NodeLogits& logits, float bound) {
+    ChooseSpace& space = team.space;
+    if (bound != bound) return false;
+    for_each_group(team, logits, [&](float greatest, int group) {
+        if (!(greatest >= bound)) return;
+        const uint32_t at = atomicAdd(&space.n_groups, 1);
+        if (at < kMaxCandidates) space.ranked[at] = uint64_t(group);
+    });
+    team.barrier();
+    const int n_groups = int(space.n_groups), lane = threadIdx.x % 16;
+    if (n_groups > kMaxCandidates) return false;
+#pragma unroll 1
+    for (int i = threadIdx.x / 16; i < n_groups; i += team.n_threads / 16) {
+        const int id = 16 * int(space.ranked[i]) + lane;
+        if (id < logits.n_vocab) list_value(space, logits.value[id], id, bound);
+    }
     team.barrier();
     return space.n_candidates <= kMaxCandidates;
 }
@@ -360,17 +425,19 @@ __device__ inline KeptLimit top_p_limit(ChooseTeam& team, const float* logits, i
 }
 
 // For temperatures above 0.
-__device__ inline Kept find_kept(ChooseTeam& team, const float* logits, int n_vocab, const Sampling& sampling) {
-    const Peaks peaks = find_peaks(team, logits, n_vocab);
+__device__ inline Kept find_kept(ChooseTeam& team, const NodeLogits& of, const Sampling& sampling) {
+    const float* const logits = of.value;
+    const int n_vocab = of.n_vocab;
+    const Peaks peaks = find_peaks(team, of);
     const float max_logit = peaks.highest;
     const int most = min(team.n_threads, kMaxCandidates);
     if (sampling.top_k > 0) {
-        if (sampling.top_k <= most && list_candidates<4>(team, logits, n_vocab, peaks, sampling.top_k, [](float4) {}))
+        if (sampling.top_k <= most && list_candidates(team, of, find_bound(team, peaks, sampling.top_k)))
             return keep_ranked(team, sampling, max_logit, 0);
     } else if (sampling.top_p < 1) {
         uint64_t total = 0;
         const auto add = [&](float logit) { total += fixed_weight(logit, max_logit, sampling.temperature); };
-        const bool few = list_candidates<1>(team, logits, n_vocab, peaks, kNucleus,
+        const bool few = list_candidates<1>(team, logits, n_vocab, find_bound(team, peaks, kNucleus),
                                             [&](float4 quad) { add(quad.x), add(quad.y), add(quad.z), add(quad.w); });
         if (few) {
             const Kept kept = keep_ranked(team, sampling, max_logit, team_sum(team, total));
@@ -392,47 +459,52 @@ __device__ inline Kept find_kept(ChooseTeam& team, const float* logits, int n_vo
     return kept;
 }
 
-// The token at `position`. logits: (n_vocab).
-__device__ inline int32_t team_choose(ChooseTeam team, const float* logits, int n_vocab, const Sampling& sampling,
+// The token of the greatest logit, the first of equal ones; 0 if there is none.
+__device__ inline int32_t team_choose_greatest(ChooseTeam& team, const NodeLogits& logits) {
+    float mine = -INFINITY;
+    int group_of_mine = 0;
+    for_each_group(team, logits, [&](float greatest, int group) {
+        if (greatest > mine) mine = greatest, group_of_mine = group;
+    });
+    const uint64_t best = team_max(team, mine > -INFINITY ? score_key(mine, group_of_mine) : 0);
+    if (best == 0) return 0;
+    const int lane = threadIdx.x % 32, first = 16 * score_id(best);  // each warp finds the token for itself
+    const bool is = lane < 16 && first + lane < logits.n_vocab && logits.value[first + lane] == score_value(best);
+    return first + __ffs(__ballot_sync(~0u, is)) - 1;
+}
+
+// The token at `position`.
+__device__ inline int32_t team_choose(ChooseTeam team, const NodeLogits& logits, const Sampling& sampling,
                                       int position) {
+    if (sampling.temperature == 0) return team_choose_greatest(team, logits);
+    const Kept kept = find_kept(team, logits, sampling);
     uint64_t best = 0;
-    if (sampling.temperature == 0) {
-        float mine = -INFINITY;
-        int32_t id_of_mine = 0;
-        const auto offer = [&](float logit, int32_t id) {
-            if (logit > mine) mine = logit, id_of_mine = id;
-        };
-        for_each_quad<4>(team, logits, n_vocab, [&](float4 quad, int32_t id) {
-            offer(quad.x, id), offer(quad.y, id + 1), offer(quad.z, id + 2), offer(quad.w, id + 3);
+    const auto offer = [&](float logit, int32_t id) {
+        const float score = perturbed(sampling, logit, kept.max_logit, position, id);
+        if (score > -INFINITY) best = max(best, score_key(score, id));
+    };
+    if (kept.listed)
+        for (int i = threadIdx.x; i < kept.n; i += team.n_threads)
+            offer(score_value(team.space.ranked[i]), score_id(team.space.ranked[i]));
+    else
+        for_each_token(team, logits.value, logits.n_vocab, [&](float logit, int32_t id) {
+            if (keeps(kept.limit, logit, id)) offer(logit, id);
         });
-        if (mine > -INFINITY) best = score_key(mine, id_of_mine);
-    } else {
-        const Kept kept = find_kept(team, logits, n_vocab, sampling);
-        const auto offer = [&](float logit, int32_t id) {
-            const float score = perturbed(sampling, logit, kept.max_logit, position, id);
-            if (score > -INFINITY) best = max(best, score_key(score, id));
-        };
-        if (kept.listed)
-            for (int i = threadIdx.x; i < kept.n; i += team.n_threads)
-                offer(score_value(team.space.ranked[i]), score_id(team.space.ranked[i]));
-        else
-            for_each_token(team, logits, n_vocab, [&](float logit, int32_t id) {
-                if (keeps(kept.limit, logit, id)) offer(logit, id);
-            });
-    }
     best = team_max(team, best);
     return best ? score_id(best) : 0;
 }
 
 // The best continuations. scores: (n_vocab) global scratch of this node. children: (n_children <= kMaxChildren).
-__device__ inline void team_propose(ChooseTeam team, const float* logits, int n_vocab, const Sampling& sampling,
-                                    int position, float tau, float* scores, int n_children, Child* children) {
+__device__ inline void team_propose(ChooseTeam team, const NodeLogits& of, const Sampling& sampling, int position,
+                                    float tau, float* scores, int n_children, Child* children) {
     ChooseSpace& space = team.space;
+    const float* const logits = of.value;
+    const int n_vocab = of.n_vocab;
     if (threadIdx.x < kMaxChildren) space.child[threadIdx.x] = {-1, -INFINITY};
     const bool greedy = sampling.temperature == 0;
     if (greedy) tau = 1;
     Kept kept = {};
-    if (!greedy) kept = find_kept(team, logits, n_vocab, sampling);
+    if (!greedy) kept = find_kept(team, of, sampling);
     int n;             // candidates for children
     float best;        // of all scores
     uint64_t sum = 0;  // of weights relative to it
@@ -453,10 +525,10 @@ __device__ inline void team_propose(ChooseTeam team, const float* logits, int n_
         Peaks peaks;
         bool few;
         if (greedy) {
-            peaks = find_peaks(team, logits, n_vocab);
+            peaks = find_peaks(team, of);
             best = peaks.highest;
             const auto add = [&](float logit) { sum += fixed_weight(logit, best, 1); };
-            few = list_candidates<2>(team, logits, n_vocab, peaks, n_children,
+            few = list_candidates<2>(team, logits, n_vocab, find_bound(team, peaks, n_children),
                                      [&](float4 quad) { add(quad.x), add(quad.y), add(quad.z), add(quad.w); });
         } else {
             values = scores;
@@ -470,7 +542,7 @@ __device__ inline void team_propose(ChooseTeam team, const float* logits, int n_
             peaks = find_peaks(team, mine);
             best = peaks.highest;
             const auto add = [&](float score) { sum += fixed_weight(score, best, tau); };
-            few = list_candidates<1>(team, scores, n_vocab, peaks, n_children,
+            few = list_candidates<1>(team, scores, n_vocab, find_bound(team, peaks, n_children),
                                      [&](float4 quad) { add(quad.x), add(quad.y), add(quad.z), add(quad.w); });
         }
         n = int(space.n_candidates);
@@ -498,15 +570,15 @@ __device__ inline void team_propose(ChooseTeam team, const float* logits, int n_
 }
 
 // log softmax(logits)[next], in double precision; the sum in a fixed order.
-__device__ inline float team_log_probability(ChooseTeam team, const float* logits, int n_vocab, int32_t next) {
-    const double best = find_peaks(team, logits, n_vocab).highest;
+__device__ inline float team_log_probability(ChooseTeam team, const NodeLogits& logits, int32_t next) {
+    const double best = find_peaks(team, logits).highest;
     double sum = 0;
-    for_each_token(team, logits, n_vocab, [&](float logit, int) { sum += exp(logit - best); });
+    for_each_token(team, logits.value, logits.n_vocab, [&](float logit, int) { sum += exp(logit - best); });
     const uint64_t bits = team_reduce(team, uint64_t(__double_as_longlong(sum)), [](uint64_t v) {
         double s = __longlong_as_double(v);
 #pragma unroll
         for (int offset = 16; offset > 0; offset /= 2) s += __shfl_xor_sync(~0u, s, offset);
         return uint64_t(__double_as_longlong(s));
     });
-    return float(__ldcg(logits + next) - best - log(__longlong_as_double(bits)));
+    return float(__ldcg(logits.value + next) - best - log(__longlong_as_double(bits)));
 }

@@ -150,6 +150,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
         piece(prefill_scratch_.moments, 2 * rows),
         piece(prefill_scratch_.mlp, rows * 4 * E),
         piece(scratch_.logits, kMaxNodes * vocab),
+        piece(scratch_.greatest, kMaxNodes * vocab / 16),
         piece(scores_, kMaxNodes * vocab),
         piece(vectors_, vector_units() * 2 * 16),
         piece(scratch_.best, 2),
@@ -497,7 +498,8 @@ void CudaModel::log_probability(std::span<const int32_t> next, std::span<float> 
 }
 
 ChooseArguments CudaModel::choose_arguments(const Sampling& sampling) const {
-    return {scratch_.logits, config_.n_vocab, last_.n - last_.n_logits, last_.base, nodes_, sampling};
+    return {
+        {scratch_.logits, scratch_.greatest, config_.n_vocab}, last_.n - last_.n_logits, last_.base, nodes_, sampling};
 }
 
 void CudaModel::commit(int base, std::span<const int32_t> slots) {

@@ -71,8 +71,9 @@ public:
     const DeviceModel& device_model() const { return model_; }
     const Scratch& scratch() const { return scratch_; }  // what the last pass left between its phases
     PassNodes* device_nodes() const { return nodes_; }
-    float* device_scores() const { return scores_; }                // (kMaxNodes, pad16(n_vocab)) scratch
-    const float* device_logits() const { return scratch_.logits; }  // (n_logits, pad16(n_vocab)) of the last pass
+    float* device_scores() const { return scores_; }                    // (kMaxNodes, pad16(n_vocab)) scratch
+    const float* device_logits() const { return scratch_.logits; }      // (n_logits, pad16(n_vocab)) of the last pass
+    const float* device_greatest() const { return scratch_.greatest; }  // (n_logits, pad16(n_vocab) / 16) of them
 
     Pace pace;
 

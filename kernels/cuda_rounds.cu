@@ -69,7 +69,7 @@ CudaRounds::CudaRounds(CudaModel& target, CudaModel& draft, const NgramView& tab
                           {counter, next_counter},
                           model.numbers_of_pass(),
                           model.device_nodes(),
-                          model.device_logits()};
+                          {model.device_logits(), model.device_greatest(), model.config().n_vocab}};
     };
     arguments_ = std::make_unique<RoundArguments>(RoundArguments{.target = round_model(target),
                                                                  .draft = round_model(draft),

@@ -86,6 +86,7 @@ struct Scratch {
     uint64_t* parts;   // (n_embd / 16, kSplit, kMaxNodes / 8, 128) words: of mlp_proj's result, on the way to one block
     uint64_t* chunks;  // (n_head, max_chunks, kNarrow, kChunkWords) words: of attention's result (tree_attention.cuh)
     float* logits;     // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order
+    float* greatest;   // (kMaxNodes, pad16(n_vocab) / 16) of every 16 of them, NaN left out; -infinity: none
     uint64_t* best;    // (2) greedy decoding: the best (logit, token) of even and odd steps
     int32_t* chosen;   // (1) the token that sampled decoding goes on with
     uint32_t *counter, *next_counter;  // phase counter of this kernel, of the next

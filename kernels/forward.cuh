@@ -68,8 +68,20 @@ __device__ inline void collect_normal(const Block& b, const TaskMatrix& matrix, 
     if (idle) take();
 }
 
-// The pass; logits of its last n_logits nodes go to logit(row, node, value, value of row + 1), row even, node counted
-// from the first of them. shared_state holds the nodes' tokens and depths.
+// The greatest of a node's 16 logits of a task, NaN left out, in the lanes of even rows, which have their own row's and
+// the next one's. By whole warps: a half-warp has the 16 rows of a node. Rows beyond the vocabulary don't count.
+__device__ inline float greatest_of_16(const Block& b, const Element& e, float low, float high) {
+    const int rows = b.a.model.n_vocab - (e.task * 16 + e.row);  // from this one on
+    float greatest = fmaxf(rows > 0 ? low : -INFINITY, rows > 1 ? high : -INFINITY);
+    greatest = fmaxf(greatest, -INFINITY);
+#pragma unroll
+    for (int apart = 2; apart < 16; apart *= 2) greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, apart));
+    return greatest;
+}
+
+// The pass; logits of its last n_logits nodes go to logit(row, node, value, value of row + 1, greatest), row even, node
+// counted from the first of them; greatest: of the 16 rows that row stands among. shared_state holds the nodes' tokens
+// and depths.
 template <int W, class Logit>
 __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& logit) {
     constexpr bool kWords = W == 1;  // how results travel
@@ -156,10 +168,11 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
             const float low = normalised(sum, vectors[0][e.row], vectors[1][e.row], shared_state.mean[e.node],
                                          shared_state.scale[e.node]),
                         high = __shfl_down_sync(~0u, low, 1);
+            const float greatest = which == Matrix::head ? greatest_of_16(b, e, low, high) : low;
             if (!there || e.row % 2) return;
             const int r = e.task * 16 + e.row;
             if (which == Matrix::head) {
-                logit(r, e.node, low, high);
+                logit(r, e.node, low, high, greatest);
             } else if (which == Matrix::c_fc) {
                 put<kWords>(a, s.mlp, exchange(number()), e.node, fragment_column(r) / 2,
                             pack_halves(gelu(low), gelu(high)));

@@ -16,6 +16,13 @@ struct DecodeArguments {
     const uint32_t* stop;  // host memory: not 0 ends the decode
 };
 
+// Keeps two logits of a node and, once for every 16, the greatest of them. at: where the node stands among the logits.
+__device__ inline void keep_logits(const PassArguments& a, int at, int row, float low, float high, float greatest) {
+    const uint32_t index = uint32_t(at) * pad16(a.model.n_vocab) + row;
+    *reinterpret_cast<float2*>(a.scratch.logits + index) = {low, high};
+    if (row % 16 == 0) a.scratch.greatest[index / 16] = greatest;
+}
+
 template <int W>
 __global__ void __launch_bounds__(kBlockThreads, 1) forward_pass(const __grid_constant__ PassArguments a) {
     const DevicePass& whole = a.device_pass ? *a.device_pass : a.pass;
@@ -39,9 +46,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) forward_pass(const __grid_co
         atomicMax(&shared_state.max_depth, shared_state.depth[threadIdx.x]);
     }
     block_barrier();
-    forward<W>(b, pass, [&](int row, int node, float low, float high) {
-        const uint32_t at = uint32_t(shared_state.pass.logits_at + node) * pad16(a.model.n_vocab) + row;
-        *reinterpret_cast<float2*>(a.scratch.logits + at) = {low, high};
+    forward<W>(b, pass, [&](int row, int node, float low, float high, float greatest) {
+        keep_logits(a, shared_state.pass.logits_at + node, row, low, high, greatest);
     });
 }
 
@@ -61,9 +67,9 @@ __device__ inline void carry_mail(const DecodeArguments& d) {
 }
 
 // A function of its own, lest it take registers from the pass.
-static __device__ __noinline__ int32_t choose_one(ChooseSpace& space, const float* logits, int n_vocab,
-                                                  const Sampling& sampling, int position) {
-    return team_choose({space, kMultiplyThreads}, logits, n_vocab, sampling, position);
+static __device__ __noinline__ int32_t choose_one(ChooseSpace& space, NodeLogits logits, const Sampling& sampling,
+                                                  int position) {
+    return team_choose({space, kMultiplyThreads}, logits, sampling, position);
 }
 
 // Baseline decoding: the token of each step goes to the host and into the next step; nobody waits for the host.
@@ -94,7 +100,7 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
     }
     block_barrier();
     for (;;) {
-        forward<1>(b, pass, [&](int row, int, float low, float high) {
+        forward<1>(b, pass, [&](int row, int, float low, float high, float greatest) {
             if constexpr (greedy) {
                 uint64_t best = 0;
                 if (row < m.n_vocab && low > -INFINITY) best = score_key(low, row);
@@ -102,7 +108,7 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
                 if (best > *const_cast<volatile unsigned long long*>(&shared_state.best))
                     atomicMax(&shared_state.best, static_cast<unsigned long long>(best));
             } else {
-                *reinterpret_cast<float2*>(s.logits + row) = {low, high};
+                keep_logits(d.pass, 0, row, low, high, greatest);
             }
         });
         const int step = pass.base - d.pass.pass.base;
@@ -126,7 +132,7 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
                 b.phase.wait(true);
                 // What attention works on is free.
                 ChooseSpace& space = *reinterpret_cast<ChooseSpace*>(b.partial());
-                token = choose_one(space, s.logits, m.n_vocab, d.sampling, pass.base + 1);
+                token = choose_one(space, {s.logits, s.greatest, m.n_vocab}, d.sampling, pass.base + 1);
                 if (threadIdx.x == 0) *s.chosen = token;
             }
             b.phase.arrive(1, blockIdx.x == 0, true);
@@ -153,31 +159,32 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
 }
 
 struct ChooseArguments {
-    const float* logits;  // (n, pad16(n_vocab))
-    int n_vocab, first;   // first: node of the pass that the logits begin with
+    NodeLogits logits;  // of the first node that has them
+    int first;          // where it stands in the pass
     int base;
     const PassNodes* nodes;
     Sampling sampling;
-    __device__ const float* row() const { return logits + uint64_t(blockIdx.x) * pad16(n_vocab); }
+    __device__ NodeLogits of_node() const { return logits.node(blockIdx.x); }
     __device__ int position() const { return base + nodes->depth[first + blockIdx.x] + 1; }
 };
 
 // One block a node.
 __global__ void __launch_bounds__(kChooseThreads, 1) choose_kernel(const ChooseArguments a, int32_t* chosen) {
     __shared__ ChooseSpace space;
-    const int32_t token = team_choose({space, kChooseThreads}, a.row(), a.n_vocab, a.sampling, a.position());
+    const int32_t token = team_choose({space, kChooseThreads}, a.of_node(), a.sampling, a.position());
     if (threadIdx.x == 0) chosen[blockIdx.x] = token;
 }
 __global__ void __launch_bounds__(kChooseThreads, 1)
     propose_kernel(const ChooseArguments a, float tau, float* scores, int n_children, Child* children) {
     __shared__ ChooseSpace space;
-    team_propose({space, kChooseThreads}, a.row(), a.n_vocab, a.sampling, a.position(), tau,
-                 scores + uint64_t(blockIdx.x) * pad16(a.n_vocab), n_children, children + blockIdx.x * n_children);
+    team_propose({space, kChooseThreads}, a.of_node(), a.sampling, a.position(), tau,
+                 scores + uint64_t(blockIdx.x) * pad16(a.logits.n_vocab), n_children,
+                 children + blockIdx.x * n_children);
 }
 __global__ void __launch_bounds__(kChooseThreads, 1)
     log_probability_kernel(const ChooseArguments a, const int32_t* next, float* result) {
     __shared__ ChooseSpace space;
-    const float value = team_log_probability({space, kChooseThreads}, a.row(), a.n_vocab, next[blockIdx.x]);
+    const float value = team_log_probability({space, kChooseThreads}, a.of_node(), next[blockIdx.x]);
     if (threadIdx.x == 0) result[blockIdx.x] = value;
 }
 

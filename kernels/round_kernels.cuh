@@ -62,7 +62,7 @@ struct RoundModel {
     uint32_t* counter[2];  // of a pass's phases, zero before it
     uint32_t numbers;      // of exchanges, that a pass takes
     PassNodes* nodes;
-    const float* logits;  // (n_logits, pad16(n_vocab)) of the last pass
+    NodeLogits logits;  // of the last pass, its first node that has them
 };
 
 // The same for all requests: a graph of these kernels can be used again.
@@ -182,11 +182,11 @@ __global__ void __launch_bounds__(kChooseThreads, 1) propose(const __grid_consta
     __shared__ ChooseSpace space;
     DeviceRounds& rounds = *a.rounds;
     const DevicePass pass = rounds.draft_pass;
-    const int n_vocab = a.draft.model.n_vocab, i = pass.n - pass.n_logits + blockIdx.x;  // the block's node
+    const int i = pass.n - pass.n_logits + blockIdx.x;  // the block's node
     if (i >= pass.n) return;
-    const uint64_t row = uint64_t(blockIdx.x) * pad16(n_vocab);
-    team_propose({space, kChooseThreads}, a.draft.logits + row, n_vocab, rounds.sampling,
-                 pass.base + a.draft.nodes->depth[i] + 1, rounds.work.generation.tree.tau, a.scores + row, kMaxChildren,
+    team_propose({space, kChooseThreads}, a.draft.logits.node(blockIdx.x), rounds.sampling,
+                 pass.base + a.draft.nodes->depth[i] + 1, rounds.work.generation.tree.tau,
+                 a.scores + uint64_t(blockIdx.x) * pad16(a.draft.model.n_vocab), kMaxChildren,
                  rounds.work.child + blockIdx.x * kMaxChildren);
 }
 
@@ -204,10 +204,10 @@ __global__ void __launch_bounds__(kChooseThreads, 1) choose(const __grid_constan
     __shared__ ChooseSpace space;
     DeviceRounds& rounds = *a.rounds;
     const DevicePass pass = rounds.target_pass;
-    const int n_vocab = a.target.model.n_vocab, i = blockIdx.x;
+    const int i = blockIdx.x;
     if (i >= pass.n) return;
-    const int32_t token = team_choose({space, kChooseThreads}, a.target.logits + uint64_t(i) * pad16(n_vocab), n_vocab,
-                                      rounds.sampling, pass.base + a.target.nodes->depth[i] + 1);
+    const int32_t token = team_choose({space, kChooseThreads}, a.target.logits.node(i), rounds.sampling,
+                                      pass.base + a.target.nodes->depth[i] + 1);
     if (threadIdx.x == 0) rounds.chosen[i] = token;
 }
 

@@ -60,8 +60,8 @@ double passes_ms(CudaModel& model, int n) {
            });
 }
 
-double decode_us(CudaModel& model, int base, int n) {
-    const double all = median_seconds(3, [&] { model.decode(5, base, n, -1, {}, [](int32_t) { return true; }); });
+double decode_us(CudaModel& model, int base, int n, const Sampling& sampling) {
+    const double all = median_seconds(3, [&] { model.decode(5, base, n, -1, sampling, [](int32_t) { return true; }); });
     return all / n * 1e6;
 }
 
@@ -79,9 +79,11 @@ TEST_CASE("bench: GPT2-L and the rig's draft") {
         const double read = cuda_read_seconds(model.weights(), random.view.size) * 1e6;
         std::printf("%s: %.0f MB, plain read %.1f us (%.0f GB/s)\n", shape.name, random.view.size / 1e6, read,
                     random.view.size / read / 1e3);
-        const double us = decode_us(model, 128, 250);
-        std::printf("  baseline, contexts 128 to 378: %.1f us a token, %.0f tokens/s, %.0f %% of the read\n", us,
-                    1e6 / us, 100 * read / us);
+        for (const Sampling& sampling : {Sampling{}, Sampling{.temperature = 1, .top_k = 50}}) {
+            const double us = decode_us(model, 128, 250, sampling);
+            std::printf("  baseline, %s, contexts 128 to 378: %.1f us a token, %.0f tokens/s, %.0f %% of the read\n",
+                        sampling.temperature == 0 ? "greedy" : "top-k 50", us, 1e6 / us, 100 * read / us);
+        }
         std::printf("  a pass at context 250 by its nodes:");
         for (const int n : {1, 2, 4, 8, 16, 32, 64}) std::printf("  %d: %.0f us", n, pass_us(model, 250, n, n, 20));
         std::printf("\n");

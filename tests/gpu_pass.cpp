@@ -313,13 +313,19 @@ TEST_CASE("gpu: the tokens chosen and proposed are the CPU's on any logits") {
         const std::vector<int32_t> text(n, 0);
         model.forward({0, 0, n, text.data(), kChain, n});
         std::vector<float> rows(size_t(n) * stride, 1e9f);  // what stands behind a row must not matter
+        std::vector<float> greatest(rows.size() / 16, -INFINITY);
         std::vector<std::vector<float>> logits(n);
         for (int i = 0; i < n; ++i) {
             for (int id = 0; id < n_vocab; ++id) logits[i].push_back(kinds[i](id));
             std::copy(logits[i].begin(), logits[i].end(), &rows[size_t(i) * stride]);
+            for (int id = 0; id < n_vocab; ++id) {
+                float& of_16 = greatest[(size_t(i) * stride + id) / 16];
+                of_16 = std::fmax(of_16, logits[i][id]);
+            }
         }
         model.synchronise();
         REQUIRE(store(const_cast<float*>(model.device_logits()), rows));
+        REQUIRE(store(const_cast<float*>(model.device_greatest()), greatest));
         for (const float temperature : {0.0f, 0.1f, 1.0f, 30.0f})
             for (const int top_k : {0, 1, 2, 50, 200, 500, 513, 1000, 5000, n_vocab})
                 for (const float top_p : {1.0f, 0.999f, 0.9f, 0.5f, 1e-6f, 0.0f}) {
