@@ -181,7 +181,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
     cuda_check(cudaHostAlloc(reinterpret_cast<void**>(&host_), host_bytes, cudaHostAllocMapped),
                "allocating page-locked memory");
     std::memset(static_cast<void*>(host_), 0, host_bytes);
-    scratch_.failure = &host_->failure;
+    scratch_.failure = prefill_scratch_.failure = &host_->failure;
     cuda_check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
     staged_.resize(kStagings);
     for (cudaEvent_t& event : staged_)

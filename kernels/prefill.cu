@@ -215,9 +215,11 @@ struct StageRing {
         ptx::fence_copy_engine();
 #endif
     }
-    __device__ static void wait(uint32_t barrier, uint32_t parity) {
-        while (!ptx::mbarrier_complete(barrier, parity)) {
-        }
+    __device__ void wait(uint32_t barrier, uint32_t parity) const {
+        if (ptx::mbarrier_complete(barrier, parity)) [[likely]]
+            return;
+        Patience patience{a.scratch.failure};
+        while (!ptx::mbarrier_complete(barrier, parity)) patience.turn(Wait::weights);
     }
 };
 
@@ -263,7 +265,7 @@ struct Fetch {
     // Once the slot is free.
     __device__ void fetch_weights() const {
         if (!works()) return;
-        StageRing::wait(ring.empty(), ring.parity ^ 1);
+        ring.wait(ring.empty(), ring.parity ^ 1);
         const int bytes = unit ? quads() * kQuadBytes : 0;
 #if __CUDA_ARCH__ >= 900
         ptx::mbarrier_expect(ring.full(), bytes + share());
@@ -424,7 +426,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
 #pragma unroll 1
         for (int first = 0; first < tiles.quads; first += kStageQuads) {
             const uint32_t weights = ring.at() + my_weights, input = ring.at() + my_input;
-            StageRing::wait(ring.full(), ring.parity);
+            ring.wait(ring.full(), ring.parity);
             Operands next;
             next.load(weights, input);
 #pragma unroll

@@ -24,12 +24,13 @@ HD constexpr uint32_t prefill_index(uint32_t token, uint32_t column, uint32_t co
 // less.
 struct PrefillScratch {
     int rows;
-    float* x;         // (rows, n_embd) residual stream
-    float* q;         // (rows, n_embd)
-    float* part;      // (kSplit, rows, n_embd) parts of mlp_proj's result; the first also holds c_proj's, without bias
-    uint16_t* input;  // (rows, n_embd) by prefill_index: x times LayerNorm's weight, or attention's result
-    float* moments;   // (rows, 2) mean and scale of x
-    uint16_t* mlp;    // (rows, 4 n_embd) by prefill_index: GELU's result
+    float* x;           // (rows, n_embd) residual stream
+    float* q;           // (rows, n_embd)
+    float* part;        // (kSplit, rows, n_embd) parts of mlp_proj's result; the first also holds c_proj's, without bias
+    uint16_t* input;    // (rows, n_embd) by prefill_index: x times LayerNorm's weight, or attention's result
+    float* moments;     // (rows, 2) mean and scale of x
+    uint16_t* mlp;      // (rows, 4 n_embd) by prefill_index: GELU's result
+    uint32_t* failure;  // as Scratch's
 };
 
 // How the kernels are launched on this device.

@@ -35,8 +35,8 @@ HD constexpr int max_chunks(int n_positions) {
 using TreeResults = NodeResults<kOwnChunks>;
 
 // A block's shared memory during attention, in the place of the partial sums and the matrix input: the values of each
-// warp's chunk; q of up to kTreeGroup nodes of a head; in passes of up to 8 nodes their new keys and values; results of up
-// to `group` nodes of a head.
+// warp's chunk; q of up to kTreeGroup nodes of a head; in passes of up to 8 nodes their new keys and values; results of
+// up to `group` nodes of a head.
 constexpr int kTreeGroup = 2 * kGroup;  // nodes at most that a block takes at a time
 constexpr int kValueBytes = kChunk * kHeadSize * 2;
 constexpr int kQueryAt = kMultiplyWarps * kValueBytes, kFreshAt = kQueryAt + kTreeGroup * kQueryStride * 4;
@@ -353,11 +353,11 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
 #pragma unroll 1
             for (int first = job.node; first < (own ? job.node + 1 : n); first += kGroup) {
                 float* node = results + first * TreeResults::kFloats;
-                attend_chunk(MergedResults<TreeResults>{node + result * kHeadSize,
-                                                        node + TreeResults::kStats + 2 * result,
-                                                        own || job.index < kClasses},
-                             own ? 1 : min(kGroup, n - first), q + first * kQueryStride, chunk,
-                             own ? last - job.index * kChunk + 1 : kChunk);
+                attend_chunk(
+                    MergedResults<TreeResults>{node + result * kHeadSize, node + TreeResults::kStats + 2 * result,
+                                               own || job.index < kClasses},
+                    own ? 1 : min(kGroup, n - first), q + first * kQueryStride, chunk,
+                    own ? last - job.index * kChunk + 1 : kChunk);
             }
             more = next();
         }

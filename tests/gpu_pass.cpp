@@ -123,6 +123,58 @@ int choices_differing(CudaModel& model, const std::vector<std::vector<float>>& l
     return differing;
 }
 
+// Trees of several copies of a text's continuation between branches of other tokens, at any base and width: every
+// copy's logits must hash to what the text gave token by token. Until `wanted` logit vectors have been compared; how
+// many differ.
+int hashes_differing(int n_layer, int n_head, int wanted) {
+    constexpr int kPositions = 1024, kVocab = 50257;
+    const RandomModel random = make_large_model(n_layer, n_head, kPositions, kVocab, 3, 0.04f);
+    CudaModel model(random.view, 0);
+    const std::vector<int32_t> text = random_text(kPositions, kVocab, 4);
+    std::vector<uint64_t> expected(kPositions);
+    for (int p = 0; p < kPositions; ++p) {
+        const int32_t parent = -1, slot = 0;
+        model.forward({p, 0, 1, &text[p], &parent, 1});
+        hash_rows(model.device_logits(), kVocab, pad16(kVocab), 1, &expected[p]);
+        model.commit(p, {&slot, 1});
+    }
+    std::mt19937_64 generator(5);
+    int compared = 0, different = 0, passes = 0;
+    while (compared < wanted) {
+        // Now and then the cache is written anew, in pieces of other sizes.
+        if (passes++ % 2000 == 0)
+            for (int done = 0; done < kPositions;) {
+                const int most = generator() % 2 ? 600 : kMaxNodes;
+                const int n = std::min<int>(1 + generator() % most, kPositions - done);
+                model.prefill(done, {&text[done], size_t(n)});
+                done += n;
+            }
+        const int n = passes % 4 ? kMaxNodes : 1 + int(generator() % kMaxNodes), base = int(generator() % kPositions);
+        int32_t token[kMaxNodes], parent[kMaxNodes];
+        int depth[kMaxNodes];
+        bool copy[kMaxNodes];
+        for (int i = 0; i < n; ++i) {
+            const int wanted = generator() % 6 == 0 ? -1 : i - 1 - int(generator() % 4);
+            parent[i] = std::max(-1, wanted);
+            depth[i] = parent[i] < 0 ? 0 : depth[parent[i]] + 1;
+            if (base + depth[i] >= kPositions) parent[i] = -1, depth[i] = 0;
+            copy[i] = (parent[i] < 0 || copy[parent[i]]) && generator() % 12;
+            token[i] = copy[i] ? text[base + depth[i]] : int32_t(generator() % kVocab);
+        }
+        model.forward({base, 0, n, token, parent, n});
+        uint64_t hash[kMaxNodes];
+        hash_rows(model.device_logits(), kVocab, pad16(kVocab), n, hash);
+        for (int i = 0; i < n; ++i)
+            if (copy[i]) {
+                ++compared;
+                different += hash[i] != expected[base + depth[i]];
+            }
+    }
+    MESSAGE(n_layer, " layers, ", n_head, " heads: ", compared, " logit vectors compared in ", passes, " passes, ",
+            different, " differ");
+    return different;
+}
+
 }  // namespace
 
 TEST_CASE("gpu: logits are close to the CPU twin, in passes of every kind of width") {
@@ -142,6 +194,23 @@ TEST_CASE("gpu: logits are close to the CPU twin, in passes of every kind of wid
             CHECK(d.max < 2e-2);
             CHECK(d.top_differs == 0);
         }
+}
+
+TEST_CASE("gpu: layers of the shapes of gpt2, gpt2-medium, gpt2-large and gpt2-xl are close to the CPU twin") {
+    if (!gpu_or_skip()) return;
+    constexpr int kVocab = 700;
+    for (const int n_head : {12, 16, 20, 25}) {
+        const RandomModel random = make_large_model(1, n_head, 160, kVocab, 5, 0.03f);
+        CudaModel gpu(random.view, 0);
+        Reference cpu(random.view, Rounding::half);
+        for (const int width : {1, 12, 64}) {
+            const Difference d = compare(gpu, cpu, random_text(80, kVocab, 3), width);
+            INFO(n_head, " heads, width ", width, ": ", d.told());
+            CHECK(d.mean_kl() < 1e-5);
+            CHECK(d.max < 2e-2);
+            CHECK(d.top_differs == 0);
+        }
+    }
 }
 
 TEST_CASE("gpu: the demo's target and draft are close to the CPU twin") {
@@ -383,53 +452,13 @@ TEST_CASE("gpu: log-probabilities are those of the CPU twin") {
     for (size_t i = 0; i < a.size(); ++i) CHECK(a[i] == doctest::Approx(b[i]).epsilon(1e-3));
 }
 
-// Trees of several copies of a text's continuation between branches of other tokens, at any base and width: every
-// copy's logits must hash to what the text gave token by token.
 TEST_CASE("long: gpu: a million logit vectors of GPT2-L's shape, no bit depends on the pass") {
     if (!gpu_or_skip()) return;
-    constexpr int kPositions = 1024, kVocab = 50257;
-    const RandomModel random = make_large_model(36, 20, kPositions, kVocab, 3, 0.04f);
-    CudaModel model(random.view, 0);
-    const std::vector<int32_t> text = random_text(kPositions, kVocab, 4);
-    std::vector<uint64_t> expected(kPositions);
-    for (int p = 0; p < kPositions; ++p) {
-        const int32_t parent = -1, slot = 0;
-        model.forward({p, 0, 1, &text[p], &parent, 1});
-        hash_rows(model.device_logits(), kVocab, pad16(kVocab), 1, &expected[p]);
-        model.commit(p, {&slot, 1});
-    }
-    std::mt19937_64 generator(5);
-    int compared = 0, different = 0, passes = 0;
-    while (compared < 1'000'000) {
-        // Now and then the cache is written anew, in pieces of other sizes.
-        if (passes++ % 2000 == 0)
-            for (int done = 0; done < kPositions;) {
-                const int most = generator() % 2 ? 600 : kMaxNodes;
-                const int n = std::min<int>(1 + generator() % most, kPositions - done);
-                model.prefill(done, {&text[done], size_t(n)});
-                done += n;
-            }
-        const int n = passes % 4 ? kMaxNodes : 1 + int(generator() % kMaxNodes), base = int(generator() % kPositions);
-        int32_t token[kMaxNodes], parent[kMaxNodes];
-        int depth[kMaxNodes];
-        bool copy[kMaxNodes];
-        for (int i = 0; i < n; ++i) {
-            const int wanted = generator() % 6 == 0 ? -1 : i - 1 - int(generator() % 4);
-            parent[i] = std::max(-1, wanted);
-            depth[i] = parent[i] < 0 ? 0 : depth[parent[i]] + 1;
-            if (base + depth[i] >= kPositions) parent[i] = -1, depth[i] = 0;
-            copy[i] = (parent[i] < 0 || copy[parent[i]]) && generator() % 12;
-            token[i] = copy[i] ? text[base + depth[i]] : int32_t(generator() % kVocab);
-        }
-        model.forward({base, 0, n, token, parent, n});
-        uint64_t hash[kMaxNodes];
-        hash_rows(model.device_logits(), kVocab, pad16(kVocab), n, hash);
-        for (int i = 0; i < n; ++i)
-            if (copy[i]) {
-                ++compared;
-                different += hash[i] != expected[base + depth[i]];
-            }
-    }
-    MESSAGE(compared, " logit vectors compared in ", passes, " passes, ", different, " differ");
-    CHECK(different == 0);
+    CHECK(hashes_differing(36, 20, 1'000'000) == 0);
+}
+
+TEST_CASE("long: gpu: no bit depends on the pass in the shapes of distilgpt2, gpt2, gpt2-medium and gpt2-xl") {
+    if (!gpu_or_skip()) return;
+    for (const auto& [n_layer, n_head] : {std::pair{6, 12}, {12, 12}, {24, 16}, {48, 25}})
+        CHECK(hashes_differing(n_layer, n_head, 20'000) == 0);
 }
