@@ -19,6 +19,7 @@
 #include "decode/team.h"
 #include "decode/tree.h"
 #include "kernels/ptx.cuh"
+#include "model/blob.h"
 
 constexpr int kChooseThreads = 1024;  // of a team that has the block to itself
 constexpr int kMaxCandidates = 512;
