@@ -5,9 +5,9 @@
 //
 // So whoever has added up 16 columns of a branch adds them to x, rounds x ln_weight to fp16 as the next matrix's input
 // and publishes it; mean and scale = 1 / sqrt(variance + epsilon) enter when the product is there. For these, the sum
-// of the 16 columns and the sum of their squared distances from their own mean go along; each block combines all of
-// them in one fixed order while its input is on the way. Whichever pass a node is in, the same numbers add up in the
-// same order.
+// of the 16 columns and the sum of their squared distances from their own mean go along; in each block warps that have
+// nothing to multiply yet combine all of them in one fixed order. Whichever pass a node is in, the same numbers add up
+// in the same order.
 //
 // A half-warp takes the 16 columns of a node. Bytes to L2 a node and 16 columns: x 64, its part of the matrix input 32,
 // sums 8, as words (exchange.cuh) twice that.
