@@ -60,7 +60,8 @@ __device__ inline void collect_normal(const Block& b, const TaskMatrix& matrix, 
         if (warp != kMultiplyWarps - 1) return;
         Moments moments = {};
         moments.collect_words(b, number);
-        moments.keep(b.a.model, 0, b.thread % 32);
+        const float2 normal = moments.combine(b.a.model, b.thread % 32);
+        if (b.thread % 32 == 0) keep_normal(0, normal);
     };
     collect_words(b, b.a.scratch.input[0], 0, b.a.model.n_embd, number, [&] {
         if (!idle) take();

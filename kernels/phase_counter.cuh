@@ -37,6 +37,14 @@ struct Patience {
     }
 };
 
+// Until the phase of that parity of an mbarrier is complete.
+__device__ inline void wait_mbarrier(uint32_t barrier, uint32_t parity, uint32_t* failure) {
+    if (ptx::mbarrier_complete(barrier, parity)) [[likely]]
+        return;
+    Patience patience{failure};
+    while (!ptx::mbarrier_complete(barrier, parity)) patience.turn(Wait::weights);
+}
+
 // The multiplying warps alone; the streaming warp goes its own way.
 __device__ inline void block_barrier() {
     ptx::barrier(1, kMultiplyThreads);

@@ -215,11 +215,12 @@ struct StageRing {
         ptx::fence_copy_engine();
 #endif
     }
-    __device__ void wait(uint32_t barrier, uint32_t parity) const {
-        if (ptx::mbarrier_complete(barrier, parity)) [[likely]]
-            return;
-        Patience patience{a.scratch.failure};
-        while (!ptx::mbarrier_complete(barrier, parity)) patience.turn(Wait::weights);
+    // Until the stage has landed; until the one before it in the slot has been read.
+    __device__ void wait_full() const {
+        wait_mbarrier(full(), parity, a.scratch.failure);
+    }
+    __device__ void wait_empty() const {
+        wait_mbarrier(empty(), parity ^ 1, a.scratch.failure);
     }
 };
 
@@ -265,7 +266,7 @@ struct Fetch {
     // Once the slot is free.
     __device__ void fetch_weights() const {
         if (!works()) return;
-        ring.wait(ring.empty(), ring.parity ^ 1);
+        ring.wait_empty();
         const int bytes = unit ? quads() * kQuadBytes : 0;
 #if __CUDA_ARCH__ >= 900
         ptx::mbarrier_expect(ring.full(), bytes + share());
@@ -426,7 +427,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
 #pragma unroll 1
         for (int first = 0; first < tiles.quads; first += kStageQuads) {
             const uint32_t weights = ring.at() + my_weights, input = ring.at() + my_input;
-            ring.wait(ring.full(), ring.parity);
+            ring.wait_full();
             Operands next;
             next.load(weights, input);
 #pragma unroll

@@ -64,6 +64,22 @@ __device__ inline void publish_x(const PassArguments& a, int half, const Exchang
     put<words>(a, a.scratch.x[half], exchange, node, unit * 16 + row, __float_as_uint(x));
 }
 
+// The squared distances of a unit's 16 columns from the node's mean, summed; of the unit the sum and that of the
+// squared distances from its own mean.
+__device__ inline float squares_about(float mean, float sum, float squares) {
+    const float d = __fsub_rn(__fmul_rn(sum, 0.0625f), mean);
+    return __fmaf_rn(__fmul_rn(d, 16.0f), d, squares);
+}
+// The node's scale, from the sum of them all.
+__device__ inline float scale_of(const DeviceModel& m, float squares) {
+    return __frsqrt_rn(__fadd_rn(__fmul_rn(squares, m.per_column), m.epsilon));
+}
+// Leaves mean and scale where the results of node `row` find them.
+__device__ inline void keep_normal(int row, float2 normal) {
+    shared_state.mean[row] = normal.x;
+    shared_state.scale[row] = normal.y;
+}
+
 // The sums of a node's units of 16 columns, in a warp: lane i has the units i + 32 k in part[k].
 struct Moments {
     static constexpr int kTogether = registers_to_spare() ? 4 : 1;  // words that are waited for together
@@ -104,19 +120,9 @@ struct Moments {
 #pragma unroll
         for (int k = 0; k < kEach; ++k) {
             if (lane + 32 * k >= n_units) continue;
-            const float d = __fsub_rn(__fmul_rn(part[k].x, 0.0625f), mean);
-            squares = __fadd_rn(squares, __fmaf_rn(__fmul_rn(d, 16.0f), d, part[k].y));
+            squares = __fadd_rn(squares, squares_about(mean, part[k].x, part[k].y));
         }
-        const float variance = __fmul_rn(total(squares), m.per_column);
-        return {mean, __frsqrt_rn(__fadd_rn(variance, m.epsilon))};
-    }
-
-    // Leaves them where the results of node `row` find them.
-    __device__ void keep(const DeviceModel& m, int row, int lane) const {
-        const float2 combined = combine(m, lane);
-        if (lane != 0) return;
-        shared_state.mean[row] = combined.x;
-        shared_state.scale[row] = combined.y;
+        return {mean, scale_of(m, total(squares))};
     }
 };
 
@@ -166,8 +172,7 @@ struct RowMoments {
         }
         const float mean = __fmul_rn(total(sum), m.per_column);
         const auto add = [&](float& to, uint32_t unit_sum, uint32_t unit_squares) {
-            const float d = __fsub_rn(__fmul_rn(__uint_as_float(unit_sum), 0.0625f), mean);
-            to = __fadd_rn(to, __fmaf_rn(__fmul_rn(d, 16.0f), d, __uint_as_float(unit_squares)));
+            to = __fadd_rn(to, squares_about(mean, __uint_as_float(unit_sum), __uint_as_float(unit_squares)));
         };
 #pragma unroll
         for (int j = 0; j < kEach; ++j) {
@@ -175,8 +180,7 @@ struct RowMoments {
             add(squares[j % 2][0], part[j].x, part[j].y);
             add(squares[j % 2][1], part[j].z, part[j].w);
         }
-        const float variance = __fmul_rn(total(squares), m.per_column);
-        return {mean, __frsqrt_rn(__fadd_rn(variance, m.epsilon))};
+        return {mean, scale_of(m, total(squares))};
     }
 };
 
@@ -195,8 +199,9 @@ __device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows
     constexpr int kBatch = registers_to_spare() ? 5 : 1;  // 16-byte loads of a lane under way together
     const PassArguments& a = b.a;
     const int lane = b.thread % 32, steps = a.model.n_embd / 8, n_units = a.model.n_embd / 16;
-    const int normal_row = (int(b.thread) - 8 * (kMultiplyThreads / 8 - W)) / 8;  // of 8 lanes, from the last W on
-    const bool normal = moments && int(b.thread) >= 8 * (kMultiplyThreads / 8 - W);
+    const int normal_thread = int(b.thread) - (kMultiplyThreads - 8 * W);  // of those that work out means and scales
+    const int normal_row = normal_thread / 8;
+    const bool normal = moments && normal_thread >= 0;
     int row = b.thread / 32;
     const uint32_t* from = ptx::kept(row_of(a, rows, exchange, node0 + row) + first + 4 * lane);
     const uint32_t* sums =
@@ -248,8 +253,6 @@ __device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows
         } while (!of_row.all_there());
     }
     __syncwarp();
-    const float2 combined = of_row.combine(a.model, lane % 8);
-    if (normal_row >= n || lane % 8 != 0) return;
-    shared_state.mean[normal_row] = combined.x;
-    shared_state.scale[normal_row] = combined.y;
+    const float2 normal_of_row = of_row.combine(a.model, lane % 8);
+    if (normal_row < n && lane % 8 == 0) keep_normal(normal_row, normal_of_row);
 }

@@ -87,15 +87,9 @@ struct Ring {
     __device__ uint32_t empty(int slot) const { return barriers + (kMaxRingSlots + slot) * 8; }
 
     // Until the piece has landed. The one before it in the slot must have been read.
-    __device__ void wait_full(Position at) const { wait(full(at.slot), at.parity); }
+    __device__ void wait_full(Position at) const { wait_mbarrier(full(at.slot), at.parity, a.scratch.failure); }
     // Until the piece before it in the slot has been read. The one before that must have been.
-    __device__ void wait_empty(Position at) const { wait(empty(at.slot), at.parity ^ 1); }
-    __device__ void wait(uint32_t barrier, uint32_t parity) const {
-        if (ptx::mbarrier_complete(barrier, parity)) [[likely]]
-            return;
-        Patience patience{a.scratch.failure};
-        while (!ptx::mbarrier_complete(barrier, parity)) patience.turn(Wait::weights);
-    }
+    __device__ void wait_empty(Position at) const { wait_mbarrier(empty(at.slot), at.parity ^ 1, a.scratch.failure); }
 
     // By one thread. readers: warps that read each piece.
     __device__ void initialise(int readers) const {
