@@ -101,6 +101,15 @@ Difference compare(CudaModel& gpu, Reference& cpu, std::span<const int32_t> text
     return difference;
 }
 
+// That both engines are close on a random text of n tokens, in passes of the given width.
+void check_close(const ModelView& model, CudaModel& gpu, Reference& cpu, int n, int width) {
+    const Difference d = compare(gpu, cpu, random_text(n, model.config.n_vocab, 3), width);
+    INFO(model.config.n_layer, " layers, ", model.config.n_head, " heads, width ", width, ": ", d.told());
+    CHECK(d.mean_kl() < 1e-5);
+    CHECK(d.max < 2e-2);
+    CHECK(d.top_differs == 0);
+}
+
 // How many of the tokens chosen and proposed after the last pass are not the CPU's. logits: of its nodes, a chain that
 // ends the pass; position: of the token after the first of them.
 int choices_differing(CudaModel& model, const std::vector<std::vector<float>>& logits, int position,
@@ -154,8 +163,7 @@ int hashes_differing(int n_layer, int n_head, int wanted) {
         int depth[kMaxNodes];
         bool copy[kMaxNodes];
         for (int i = 0; i < n; ++i) {
-            const int wanted = generator() % 6 == 0 ? -1 : i - 1 - int(generator() % 4);
-            parent[i] = std::max(-1, wanted);
+            parent[i] = std::max(-1, generator() % 6 == 0 ? -1 : i - 1 - int(generator() % 4));
             depth[i] = parent[i] < 0 ? 0 : depth[parent[i]] + 1;
             if (base + depth[i] >= kPositions) parent[i] = -1, depth[i] = 0;
             copy[i] = (parent[i] < 0 || copy[parent[i]]) && generator() % 12;
@@ -188,28 +196,17 @@ TEST_CASE("gpu: logits are close to the CPU twin, in passes of every kind of wid
                                                          shape.n_vocab, 5, 0.05f, shape.n_head != 2);
             CudaModel gpu(random.view, 0);
             Reference cpu(random.view, Rounding::half);
-            const Difference d = compare(gpu, cpu, random_text(100, shape.n_vocab, 3), width);
-            INFO(shape.n_layer, " layers, ", shape.n_head, " heads, width ", width, ": ", d.told());
-            CHECK(d.mean_kl() < 1e-5);
-            CHECK(d.max < 2e-2);
-            CHECK(d.top_differs == 0);
+            check_close(random.view, gpu, cpu, 100, width);
         }
 }
 
 TEST_CASE("gpu: layers of the shapes of gpt2, gpt2-medium, gpt2-large and gpt2-xl are close to the CPU twin") {
     if (!gpu_or_skip()) return;
-    constexpr int kVocab = 700;
     for (const int n_head : {12, 16, 20, 25}) {
-        const RandomModel random = make_large_model(1, n_head, 160, kVocab, 5, 0.03f);
+        const RandomModel random = make_large_model(1, n_head, 160, 700, 5, 0.03f);
         CudaModel gpu(random.view, 0);
         Reference cpu(random.view, Rounding::half);
-        for (const int width : {1, 12, 64}) {
-            const Difference d = compare(gpu, cpu, random_text(80, kVocab, 3), width);
-            INFO(n_head, " heads, width ", width, ": ", d.told());
-            CHECK(d.mean_kl() < 1e-5);
-            CHECK(d.max < 2e-2);
-            CHECK(d.top_differs == 0);
-        }
+        for (const int width : {1, 12, 64}) check_close(random.view, gpu, cpu, 80, width);
     }
 }
 
