@@ -80,6 +80,20 @@ __device__ inline float greatest_of_16(const Block& b, const Element& e, float l
     return greatest;
 }
 
+// Whether blocks look for a matrix's input at once, again and again, rather than when the phase counter tells them.
+// What they ask in vain delays the others, so this pays where the answer is near or short. Measured by width on an
+// H200.
+HD constexpr bool looks_at_once(Matrix which, int width) {
+    return which == Matrix::c_proj || (which == Matrix::mlp_proj && width != 32) ||
+           (which == Matrix::c_fc && width != 16 && width != 32);
+}
+// Whether somebody counts the blocks that are done with a matrix: who waits for its results. After c_attn that is
+// attention, in wide passes; behind the head whoever launched the pass.
+HD constexpr bool is_counted(Matrix which, int width) {
+    return which == Matrix::c_attn ? width > kNarrow
+                                   : which != Matrix::head && !looks_at_once(Matrix((int(which) + 1) % 4), width);
+}
+
 // The pass; logits of its last n_logits nodes go to logit(row, node, value, value of row + 1, greatest), row even, node
 // counted from the first of them; greatest: of the 16 rows that row stands among. shared_state holds the nodes' tokens
 // and depths.
@@ -129,7 +143,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
             // A block's tasks of mlp_proj share a part of the columns.
             const int part = matrix.first_task % kSplit * (E / 2);
             if constexpr (kWords) {
-                b.phase.wait(false);
+                if (!looks_at_once(which, W)) b.phase.wait(false);
                 if (which == Matrix::c_proj)
                     collect_words(b, s.attention, 0, E, number(), [] {});
                 else if (which == Matrix::mlp_proj)
@@ -137,7 +151,9 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
                 else
                     collect_normal(b, matrix, number() - 1);
             } else {
-                const auto wait = [&] { b.phase.wait(false, 3); };
+                const auto wait = [&] {
+                    if (!looks_at_once(which, W)) b.phase.wait(false, 3);
+                };
                 if (which == Matrix::c_proj || which == Matrix::mlp_proj)
                     collect_rows<W>(b, half ? s.mlp : s.attention, nullptr, exchange(0), 0, n, half ? part : 0, wait);
                 else
@@ -193,7 +209,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         skinny_gemm<W>(b, matrix, n, publish ? Doing::arriving : Doing::waiting, result);
         const int workers = min(a.matrix[int(which)].n_tasks, grid);
         const bool worked = registers_to_spare() ? has_work : task_matrix(a, ptx::kept(at)).units > 0;
-        if (which != Matrix::head) b.phase.arrive(workers, worked, publish);
+        if (is_counted(which, W)) b.phase.arrive(workers, worked, publish);
         if (!kWords && which == Matrix::c_fc && has_work && layer > 0)
             clear_rows(b, a.layer_rows[layer - 1], n, matrix.first_task, workers);
     }

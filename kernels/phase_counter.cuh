@@ -107,7 +107,10 @@ struct PhaseCounter {
         if (threadIdx.x == 0) {
             const uint32_t target = shared_state.target - (published ? 0 : shared_state.workers / missing);
             Patience patience{scratch.failure};
-            while (int32_t(ptx::load_acquire(scratch.counter) - target) < 0) patience.turn(Wait::phase);
+            const auto count = [&] {
+                return published ? ptx::load_acquire(scratch.counter) : ptx::load_relaxed(scratch.counter);
+            };
+            while (int32_t(count() - target) < 0) patience.turn(Wait::phase);
         }
         block_barrier();
     }

@@ -268,7 +268,6 @@ __device__ inline void spread_attention(Block& b, const DevicePass& pass, int la
                 job = own ? load_own(chunk, rows, b, pass, n_shared + at / n, 0, at % n)
                           : load_shared(chunk, rows, at - n * n_own);
             if (at == share) {
-                if (task == block) b.phase.wait(false, W == 1 ? 2 : 3);
                 collect_head<true>(b, head, 0, n, n, from, q, fresh);
             }
             if (!there) break;
@@ -293,8 +292,6 @@ __device__ inline void spread_attention(Block& b, const DevicePass& pass, int la
         }
         block_barrier();  // q has been read
     }
-    const int workers = m.n_head * min(split, n * (kHeadSize / kQuarter));
-    b.phase.arrive(min(workers, int(gridDim.x)), block < workers, false);
 }
 
 // Attention of layer `layer` for all nodes of the pass.
@@ -380,5 +377,4 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
         }
         block_barrier();  // the results have been read
     }
-    b.phase.arrive(min(n_tasks, int(gridDim.x)), block < n_tasks, false);
 }
