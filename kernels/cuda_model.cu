@@ -127,6 +127,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
     for (Rows& rows : scratch_.x) place(rows, E);
     for (Rows& rows : scratch_.moments) place(rows, E / 8);
     for (Rows& rows : scratch_.input) place(rows, E / 2);
+    place(scratch_.qkv, 2 * E);
     place(scratch_.attention, E / 2);
     place(scratch_.mlp, 2 * E);
     const uint64_t n_values = kBuffers * kMaxNodes * scratch_.layer_values;
@@ -138,11 +139,10 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
         piece(scratch_.input[0].word, E / 2),
         piece(scratch_.attention.word, E / 2),
         piece(scratch_.mlp.word, 2 * E),
-        piece(scratch_.qkv, kNarrow * 2 * E),
+        piece(scratch_.qkv_words, kNarrow * 2 * E),
         piece(scratch_.parts, kMaxNodes * kSplit * E),
         piece(scratch_.chunks, uint64_t(c.n_head) * max_chunks(c.n_positions) * kNarrow * kChunkWords),
         piece(scratch_.value, n_values),
-        piece(scratch_.q, kMaxNodes * E),
         piece(prefill_scratch_.x, rows * E),
         piece(prefill_scratch_.q, rows * E),
         piece(prefill_scratch_.part, kSplit * rows * E),

@@ -77,12 +77,12 @@ struct Scratch {
     Rows x[2];        // n_embd floats: the residual stream
     Rows moments[2];  // n_embd / 8 floats: of every 16 columns of x the sum and that of their squares (residual.cuh)
     Rows input[2];    // n_embd halves: x times the next LayerNorm's weight
+    Rows qkv;         // q, n_embd floats; new keys, then values, n_embd halves each, in order
     Rows attention;   // n_embd halves
     Rows mlp;         // 4 n_embd halves: matrix input of mlp_proj
     uint32_t* value;  // (kBuffers, kMaxNodes, layer_values) of wide passes
     uint32_t layer_values;  // of a node
-    uint64_t* qkv;          // (kNarrow, 2 n_embd) words: q in fp32, keys and values as pairs of halves
-    float* q;               // (kMaxNodes, n_embd) of passes of more than kNarrow nodes
+    uint64_t* qkv_words;    // (kNarrow, 2 n_embd) words: what the rows of qkv hold, in passes of up to kNarrow nodes
     uint64_t* parts;   // (n_embd / 16, kSplit, kMaxNodes / 8, 128) words: of mlp_proj's result, on the way to one block
     uint64_t* chunks;  // (n_head, max_chunks, kNarrow, kChunkWords) words: of attention's result (tree_attention.cuh)
     float* logits;     // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order

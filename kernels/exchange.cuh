@@ -17,8 +17,7 @@
 //
 // Bytes of wide passes: those of the values, and as many once more to clear them, which nobody reads.
 //
-// New keys and values of passes of more than 8 nodes go to the cache, whose places never were clear: c_attn is followed
-// by a release.
+// New keys and values go to the cache too, for the passes to come.
 #pragma once
 
 #include "kernels/block.cuh"
@@ -54,6 +53,27 @@ constexpr uint32_t kAbsent = 0xffffffff;  // as a float and as two halves
 
 __device__ inline bool is_there(const uint4& v) {
     return max(max(v.x, v.y), max(v.z, v.w)) != kAbsent;
+}
+
+// Loads the four values at from(k), k < n, until all are there.
+template <int N, class From>
+__device__ inline void collect_values(const Block& b, int n, const From& from, uint4 (&four)[N]) {
+#pragma unroll
+    for (int k = 0; k < N; ++k) four[k] = k < n ? ptx::load_relaxed_4(from(k)) : uint4{};
+    const auto complete = [&] {
+        bool all = true;
+#pragma unroll
+        for (int k = 0; k < N; ++k) all &= is_there(four[k]);
+        return all;
+    };
+    if (complete()) return;
+    Patience patience{b.a.scratch.failure};
+    do {
+        patience.turn(Wait::exchange);
+#pragma unroll
+        for (int k = 0; k < N; ++k)
+            if (!is_there(four[k])) four[k] = ptx::load_relaxed_4(from(k));
+    } while (!complete());
 }
 
 // Which exchange of some rows: its number, or where the layer's rows begin.

@@ -87,11 +87,10 @@ HD constexpr bool looks_at_once(Matrix which, int width) {
     return which == Matrix::c_proj || (which == Matrix::mlp_proj && width != 32) ||
            (which == Matrix::c_fc && width != 16 && width != 32);
 }
-// Whether somebody counts the blocks that are done with a matrix: who waits for its results. After c_attn that is
-// attention, in wide passes; behind the head whoever launched the pass.
+// Whether anybody asks how many blocks are done with a matrix.
 HD constexpr bool is_counted(Matrix which, int width) {
-    return which == Matrix::c_attn ? width > kNarrow
-                                   : which != Matrix::head && !looks_at_once(Matrix((int(which) + 1) % 4), width);
+    return (which == Matrix::c_proj && !looks_at_once(Matrix::c_fc, width)) ||
+           (which == Matrix::c_fc && !looks_at_once(Matrix::mlp_proj, width)) || which == Matrix::mlp_proj;
 }
 
 // The pass; logits of its last n_logits nodes go to logit(row, node, value, value of row + 1, greatest), row even, node
@@ -162,7 +161,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         }
 
         // The stream pauses before an arrival that publishes.
-        const bool publish = which == Matrix::head || (which == Matrix::c_attn && W > kNarrow);
+        const bool publish = which == Matrix::head;
         const auto result = [&](const Element& e, float sum, bool is_first) {
             const bool there = e.node < n;
             const auto& vectors = shared_state.vectors[e.held];
@@ -195,13 +194,17 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
                             pack_halves(gelu(low), gelu(high)));
             } else if (r < E) {
                 if (W <= kNarrow)
-                    ptx::store_words(s.qkv + e.node * 2 * E + r, __float_as_uint(low), __float_as_uint(high), number());
+                    ptx::store_words(s.qkv_words + e.node * 2 * E + r, __float_as_uint(low), __float_as_uint(high),
+                                     number());
                 else
-                    *reinterpret_cast<float2*>(s.q + e.node * E + r) = {low, high};
-            } else {  // to the nodes' rows of the cache, as words also to this pass's nodes
+                    put_two<false>(a, s.qkv, exchange(0), e.node, r, low, high);
+            } else {  // to the nodes' rows of the cache, and to this pass's nodes
                 const int values = r >= 2 * E, column = r - E - values * E;
                 const uint32_t halves = pack_halves(low, high);
-                if (W <= kNarrow) ptx::store_word(s.qkv + e.node * 2 * E + (r + E) / 2, halves, number());
+                if (W <= kNarrow)
+                    ptx::store_word(s.qkv_words + e.node * 2 * E + (r + E) / 2, halves, number());
+                else
+                    put<false>(a, s.qkv, exchange(0), e.node, (r + E) / 2, halves);
                 uint16_t* row = m.kv_row(layer, values, column / kHeadSize, pass.slot_rows + pass.first + e.node);
                 *reinterpret_cast<uint32_t*>(row + column % kHeadSize) = halves;
             }
@@ -209,7 +212,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         skinny_gemm<W>(b, matrix, n, publish ? Doing::arriving : Doing::waiting, result);
         const int workers = min(a.matrix[int(which)].n_tasks, grid);
         const bool worked = registers_to_spare() ? has_work : task_matrix(a, ptx::kept(at)).units > 0;
-        if (is_counted(which, W)) b.phase.arrive(workers, worked, publish);
+        if (is_counted(which, W)) b.phase.arrive(workers, worked, false);
         if (!kWords && which == Matrix::c_fc && has_work && layer > 0)
             clear_rows(b, a.layer_rows[layer - 1], n, matrix.first_task, workers);
     }

@@ -214,25 +214,9 @@ __device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows
 #pragma unroll 1
         for (int done = 0; done < n_loads; done += kBatch) {
             const uint32_t* batch = from + 128 * done;
-            uint4 piece[kBatch] = {};
-#pragma unroll
-            for (int k = 0; k < kBatch; ++k)
-                if (done + k < n_loads) piece[k] = ptx::load_relaxed_4(batch + 128 * k);
-            const auto complete = [&] {
-                bool all = true;
-#pragma unroll
-                for (int k = 0; k < kBatch; ++k) all &= is_there(piece[k]);
-                return all;
-            };
-            if (!complete()) {
-                Patience patience{a.scratch.failure};
-                do {
-                    patience.turn(Wait::exchange);
-#pragma unroll
-                    for (int k = 0; k < kBatch; ++k)
-                        if (!is_there(piece[k])) piece[k] = ptx::load_relaxed_4(batch + 128 * k);
-                } while (!complete());
-            }
+            uint4 piece[kBatch];
+            collect_values(
+                b, n_loads - done, [&](int k) { return batch + 128 * k; }, piece);
 #pragma unroll
             for (int k = 0; k < kBatch; ++k)
                 if (done + k < n_loads) ptx::store_shared_16(to + (done + k) * 512, piece[k]);

@@ -68,7 +68,19 @@ struct Chunk {
             ptx::copy_16(value(j, half), from + half * 32 + rows.to_values);
         }
     }
-    // A new key and its value, (2, kRowStride) in shared memory.
+    // A new key and its value from a row of qkv, once they are there: as pairs of halves, the values n_embd / 2 pairs
+    // behind the keys.
+    __device__ void collect_fresh(const Block& b, const uint32_t* keys, int j) {
+        uint4 piece[4];
+        collect_values(
+            b, 4, [&](int k) { return keys + k / 2 * (b.a.model.n_embd / 2) + k % 2 * 16 + lane % 4 * 4; }, piece);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            key[half][j] = piece[half];
+            ptx::store_shared_16(value(j, half), piece[2 + half]);
+        }
+    }
+    // The same from shared memory, (2, kRowStride).
     __device__ void take_fresh(const uint16_t* fresh, int j) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -157,21 +169,26 @@ __device__ inline float4 merge_sent(const Block& b, const uint64_t* from, uint32
 // q of the group's nodes i0.. (n of them), of one head, from words or floats to shared memory: (n, kQueryStride), as
 // high and low halves. With words also the keys and values of all nodes of the pass: fresh (kNarrow, 2, kRowStride).
 template <bool words>
-__device__ inline void collect_head(const Block& b, int head, int i0, int n, int n_pass, uint32_t number, uint32_t* q,
-                                    uint16_t* fresh) {
+__device__ inline void collect_head(const Block& b, int head, int i0, int n, int n_pass, const Exchange& exchange,
+                                    uint32_t* q, uint16_t* fresh) {
     const int E = b.a.model.n_embd, n_query = n * (kHeadSize / 2),
               n_pairs = words ? n_query + n_pass * (kHeadSize / 2) : n_query / 2;
     for (int i = b.thread; i < n_pairs; i += kMultiplyThreads) {
         if (!words) {  // four columns
             const int node = i / (kHeadSize / 4), at = i % (kHeadSize / 4);
-            const float4 v =
-                __ldcg(reinterpret_cast<const float4*>(b.a.scratch.q + (i0 + node) * E + head * kHeadSize) + at);
-            stage_query(q + node * kQueryStride, at, v);
+            uint4 four[1];
+            collect_values(
+                b, 1,
+                [&](int) { return row_of(b.a, b.a.scratch.qkv, exchange, i0 + node) + head * kHeadSize + 4 * at; },
+                four);
+            stage_query(q + node * kQueryStride, at,
+                        {__uint_as_float(four[0].x), __uint_as_float(four[0].y), __uint_as_float(four[0].z),
+                         __uint_as_float(four[0].w)});
             continue;
         }
         const bool is_query = i < n_query;
         const int of = is_query ? i : i - n_query, node = of / (kHeadSize / 2), at = of % (kHeadSize / 2);
-        const uint64_t* from = b.a.scratch.qkv;
+        const uint64_t* from = b.a.scratch.qkv_words;
         uint32_t* to;
         if (is_query) {
             from += (i0 + node) * 2 * E + head * kHeadSize + 2 * at;
@@ -181,7 +198,7 @@ __device__ inline void collect_head(const Block& b, int head, int i0, int n, int
             to = reinterpret_cast<uint32_t*>(fresh + (2 * node + at / 16) * kRowStride) + at % 16 * 2;
         }
         uint4 pair[1];
-        collect<0>(b, from, 1, number, pair);
+        collect<0>(b, from, 1, exchange.number, pair);
         if (is_query) split_halves(__uint_as_float(pair[0].x), __uint_as_float(pair[0].z), pair[0].x, pair[0].z);
         to[0] = pair[0].x;
         to[1] = pair[0].z;
@@ -268,7 +285,7 @@ __device__ inline void spread_attention(Block& b, const DevicePass& pass, int la
                 job = own ? load_own(chunk, rows, b, pass, n_shared + at / n, 0, at % n)
                           : load_shared(chunk, rows, at - n * n_own);
             if (at == share) {
-                collect_head<true>(b, head, 0, n, n, from, q, fresh);
+                collect_head<true>(b, head, 0, n, n, {from, 0}, q, fresh);
             }
             if (!there) break;
             const int n_keys = own ? pass.base + shared_state.depth[job.node] - job.index * kChunk + 1 : kChunk;
@@ -333,8 +350,8 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
             ptx::prefetch_l2(rows.keys + rows.to_values + ahead * kChunk * kHeadSize, kChunk * kHeadSize * 2);
         }
         bool more = next();
-        if (task == block) b.phase.wait(true);
-        collect_head<false>(b, head, i0, n, pass.n, 0, q, nullptr);
+        const Exchange exchange = {number, b.a.layer_rows[layer]};
+        collect_head<false>(b, head, i0, n, pass.n, exchange, q, nullptr);
 #pragma unroll 1
         while (more) {
             const bool own = job.index >= n_shared;
@@ -342,7 +359,8 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
 #pragma unroll
                 for (int j = 0; j < 2; ++j)
                     if (const int node = int(job.fresh >> 8 * j & 255) - 1; node >= 0)
-                        chunk.load_row(rows, j, pass.slot_rows + pass.first + node);
+                        chunk.collect_fresh(
+                            b, row_of(b.a, b.a.scratch.qkv, exchange, node) + m.n_embd + head * (kHeadSize / 2), j);
             const int last = pass.base + shared_state.depth[i0 + job.node];  // its last key
             ptx::copies_wait();
             // Of one class, one warp takes the chunks, in ascending order.
@@ -373,7 +391,7 @@ __device__ inline void tree_attention(Block& b, const DevicePass& pass, int laye
             const int n_chunks = (pass.base + shared_state.depth[i0 + i]) / kChunk + 1;
             const float4 y =
                 merge_classes<TreeResults>(results + i * TreeResults::kFloats, min(n_chunks, kClasses), quarter, lane);
-            put_quarter<false>(b.a, {number, b.a.layer_rows[layer]}, i0 + i, head, quarter, y, lane);
+            put_quarter<false>(b.a, exchange, i0 + i, head, quarter, y, lane);
         }
         block_barrier();  // the results have been read
     }

@@ -314,8 +314,8 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
             const Exchanged residual(s, s.x[0], 1, n), moments(s, s.moments[0], 1, n), final(s, s.input[0], 1, n),
                 attention(s, s.attention, 0, n), mlp(s, s.mlp, 0, n);
             const bool words = n <= kNarrow;
-            const std::vector<uint64_t> qkv = fetch(s.qkv, size_t(kNarrow) * 2 * E);
-            const std::vector<float> plain_q = fetch(s.q, size_t(kMaxNodes) * E);
+            const std::vector<uint64_t> qkv = fetch(s.qkv_words, size_t(kNarrow) * 2 * E);
+            const Exchanged rows_of_qkv(s, s.qkv, 0, std::max(n, 2));
             DeviceModel cache = gpu.device_model();
             std::vector<uint16_t> kv = fetch(cache.kv, size_t(2) * n_head * cache.kv_rows * kHeadSize);
             REQUIRE(!kv.empty());
@@ -335,11 +335,13 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
                 Row q(E), fresh[2] = {Row(E), Row(E)};
                 bool stored = true, numbered = true;
                 for (int c = 0; c < E; ++c) {
-                    q[c] = words ? std::bit_cast<float>(uint32_t(qkv[i * 2 * E + c])) : plain_q[i * E + c];
+                    q[c] = words ? std::bit_cast<float>(uint32_t(qkv[i * 2 * E + c])) : rows_of_qkv.single(i, c);
                     for (int v = 0; v < 2; ++v) {
                         const uint16_t row = cache.kv_row(0, v, c / kHeadSize, n_positions + first + i)[c % kHeadSize];
                         fresh[v][c] = half_to_float(row);
-                        if (words) stored &= row == uint16_t(qkv[i * 2 * E + E + (v * E + c) / 2] >> 16 * (c % 2));
+                        const size_t at = E + (v * E + c) / 2;
+                        const uint32_t pair = words ? uint32_t(qkv[i * 2 * E + at]) : rows_of_qkv.value(i, at);
+                        stored &= row == uint16_t(pair >> 16 * (c % 2));
                     }
                 }
                 CHECK_MESSAGE(stored, where("keys and values in the cache"));
