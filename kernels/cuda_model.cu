@@ -104,7 +104,7 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
         throw Error(kExitFailed, "the layers of the model are not evenly spaced in its section");
 
     for (int width = kMaxNodes; width >= 8 && max_width_ == 0; width /= 2)
-        if (shared_layout(width).n_slots >= 2) max_width_ = width;
+        if (shared_layout(width).held_units > 0) max_width_ = width;
     if (max_width_ == 0)
         throw Error(kExitNoGpu, "this model's rows of " + std::to_string(c.n_embd) +
                                     " columns don't fit the GPU's shared memory; run it with --device cpu");
@@ -295,6 +295,7 @@ SharedLayout CudaModel::shared_layout(int n) const {
             break;
         --s.held_units;
     }
+    s.held_units = std::min(s.held_units, 2 * std::max(s.n_slots, 0) / unit_pieces(E));
     return s;
 }
 

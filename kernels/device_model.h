@@ -137,7 +137,7 @@ struct SharedLayout {
     uint32_t ring;     // (n_slots, kSlotBytes)
     uint32_t bytes;
     int input_stride, n_slots;
-    int held_units;       // whose sums `partial` holds at a time
+    int held_units;       // whose sums `partial` holds at a time; their pieces fit in the ring twice
     int attention_nodes;  // of one head that a block takes at a time in passes of more than kNarrow nodes
     int attention_split;  // blocks that share a head in narrower ones
 };

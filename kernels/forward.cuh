@@ -107,9 +107,14 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
     embed<kWords>(b, pass);
     b.phase.arrive(min(E / 16, grid), int(blockIdx.x) < E / 16, false);
 
+    // Kept in registers where there are some left: from shared memory they take a while, four times a layer.
+    constexpr bool kKept = W <= kNarrow;
+    const int kept_matrices = kLayerMatrices * m.n_layer + (pass.n_logits > 0);
+    const uint32_t kept_number = pass.number + 1;
+    const auto n_matrices = [&] { return kKept ? kept_matrices : kLayerMatrices * m.n_layer + (pass.n_logits > 0); };
 #pragma unroll 1
-    for (int at = 0; at < kLayerMatrices * m.n_layer + (pass.n_logits > 0); ++at) {
-        const auto number = [&] { return pass.number + 1 + at; };  // of this matrix's result
+    for (int at = 0; at < n_matrices(); ++at) {
+        const auto number = [&] { return (kKept ? kept_number : pass.number + 1) + at; };  // of this matrix's result
         // What follows from `kept` values is worked out anew, else it would fill the registers.
         b.thread = ptx::kept(threadIdx.x);
         if (matrix_kind(a, at) == Matrix::c_proj) {

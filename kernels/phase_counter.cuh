@@ -75,8 +75,9 @@ struct SharedState {
 static_assert(sizeof(SharedState) <= kSharedState);
 static __shared__ SharedState shared_state;
 
-__device__ inline void set_doing(Doing doing) {
-    atomicExch(&shared_state.doing, int(doing));
+// Where p holds; without a branch, which would hold up the whole block.
+__device__ inline void set_doing(Doing doing, bool p = true) {
+    ptx::exchange_shared_if(p, ptx::shared_address(&shared_state.doing), uint32_t(doing));
 }
 
 struct PhaseCounter {

@@ -126,9 +126,9 @@ __device__ inline Element first_element(const Block& b, const TaskMatrix& matrix
 
 // This block's tasks of a matrix, for n nodes: result(element, sum, is_first) by whole warps, for all rows
 // and the nodes of every column tile that has one; is_first: it is the thread's first_element(). Of matrices in parts,
-// those results come last that wait for other blocks: these send theirs first, and units of the same rows stand in the
-// same place of every block's tasks, so nobody waits in a circle. afterwards: what the block is at when all is
-// multiplied.
+// a thread that has several results comes last to those that wait for other blocks: these send theirs first, and units
+// of the same rows stand in the same place of every block's tasks, so nobody waits in a circle. afterwards: what the
+// block is at when all is multiplied.
 template <int W, class Result>
 __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Doing afterwards, const Result& result) {
     constexpr int NT = column_tiles(W), kTiles = warp_tiles(W), kGroups = weight_readers(W);
@@ -137,20 +137,17 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
     constexpr bool own = NT == 1 && registers_to_spare();  // each warp keeps its position in the ring
     int& read = own ? b.read : shared_state.read;
     const int pieces = a.pieces, warp = b.thread / 32, lane = b.thread % 32;
-    if (b.thread == 0 && matrix.units > 0) set_doing(Doing::multiplying);
+    set_doing(Doing::multiplying, b.thread == 0 && matrix.units > 0);
 #pragma unroll 1
     for (int first = 0, held; first < matrix.units; first += held) {
         held = min(matrix.units - first, a.shared.held_units);
         const int n_items = held * pieces * kGroups, lap = a.shared.n_slots * kGroups;
 #pragma unroll 1
-        for (int item = warp, met = 0;; item += kMultiplyWarps) {
-            // The warps meet every second lap around the ring: the barriers can't tell more than two laps apart.
-            for (; min(item, n_items - 1) >= met + 2 * lap; met += 2 * lap) block_barrier();
-            if (item >= n_items) break;
+        for (int item = warp; item < n_items; item += kMultiplyWarps) {
             const int group = item % kGroups, of_held = item / kGroups, unit = of_held * a.per_piece >> 16;
             const int piece = of_held - unit * pieces;
-            const Ring::Position from = b.ring.position(read + of_held);
-            if (item >= met + lap) b.ring.wait_empty(from);
+            const Ring::Position from = b.ring.position(b.ring.ahead(read, of_held));
+            if (item >= lap) b.ring.wait_empty(from);
             b.ring.wait_full(from);
             if (piece == 0 && group == 0)
                 shared_state.vectors[unit][lane / 16][lane % 16] =
@@ -160,7 +157,7 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
             float sum[kTiles][4];
             multiply_piece<W>(b, from, quads, b.input_at(row, piece * a.piece_quads * 64 + lane % 4 * 8), sum);
             ptx::mbarrier_arrive(b.ring.empty(from.slot));
-            if (lane == 0 && first + held == matrix.units && item + 1 == n_items) set_doing(afterwards);
+            set_doing(afterwards, lane == 0 && first + held == matrix.units && item + 1 == n_items);
             float* to = b.partial() + (of_held * NT + group * kTiles) * kFragment;
             if constexpr (W == 1) {
                 if (lane % 4 == 0) to[lane / 4] = sum[0][0], to[lane / 4 + 8] = sum[0][2];
@@ -172,14 +169,16 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
                         to[c * kFragment + fragment_index(lane / 4 + k / 2 * 8, lane % 4 * 2 + k % 2)] = sum[c][k];
             }
         }
+        b.thread = ptx::kept(threadIdx.x);  // what follows from it is not to be worked out before the multiplication
         block_barrier();
         if (own || b.thread == 0) read = b.ring.ahead(read, held * pieces);
+        const int rounds = matrix.parts > 1 && held * NT > kSlots ? 2 : 1;
 #pragma unroll 1
-        for (int round = 0; round < (matrix.parts > 1 ? 2 : 1); ++round)
+        for (int round = 0; round < rounds; ++round)
 #pragma unroll 1
             for (int at = first_slot<W>(b); at < held * NT; at += kSlots) {
                 const Element e = element<W>(b, matrix, first, at);
-                if (e.tile * 8 >= n || (matrix.parts > 1 && gathers(e.task) != (round > 0))) continue;
+                if (e.tile * 8 >= n || (rounds > 1 && gathers(e.task) != (round > 0))) continue;
                 const float* fragment = b.partial() + (e.held * pieces * NT + e.tile) * kFragment +
                                         (W == 1 ? e.row : fragment_index(e.row, e.node % 8));
                 float part[kSummed];  // loaded before the first addition

@@ -71,15 +71,17 @@ struct Ring {
         int slot = 0;
         uint32_t parity = 0;  // of the turn around the ring
     };
-    __device__ Position ahead(Position at, int pieces) const {
-        for (at.slot += pieces; at.slot >= a.shared.n_slots; at.slot -= a.shared.n_slots) at.parity ^= 1;
-        return at;
+    __device__ Position next(Position at) const {
+        if (++at.slot < a.shared.n_slots) return at;
+        return {0, at.parity ^ 1};
     }
-    // The same in one number: slot + n_slots parity.
-    __device__ Position position(int at) const { return ahead(Position{}, at); }
+    // The same in one number: slot + n_slots parity. pieces: up to 2 n_slots.
     __device__ int ahead(int at, int pieces) const {
-        for (at += pieces; at >= 2 * a.shared.n_slots;) at -= 2 * a.shared.n_slots;
-        return at;
+        at += pieces;
+        return at >= 2 * a.shared.n_slots ? at - 2 * a.shared.n_slots : at;
+    }
+    __device__ Position position(int at) const {
+        return at >= a.shared.n_slots ? Position{at - a.shared.n_slots, 1} : Position{at, 0};
     }
     // Shared addresses of a slot and its mbarriers.
     __device__ uint32_t slot(Position at) const { return slots + at.slot * kSlotBytes; }
@@ -136,7 +138,7 @@ struct Stream {
                                                           : 0;
             while (under_way > 0 && under_way >= limit &&
                    ptx::mbarrier_complete_now(ring.full(tail.slot), tail.parity)) {
-                tail = ring.ahead(tail, 1);
+                tail = ring.next(tail);
                 --under_way;
             }
             if (under_way < limit && ptx::mbarrier_complete_now(ring.empty(head.slot), head.parity ^ 1)) return true;
@@ -167,7 +169,7 @@ struct Stream {
                 ptx::copy_16(to + kVectorOffset + lane * 16, vectors + lane * 4);
             ptx::mbarrier_arrive_after_copies(barrier);
 #endif
-            head = ring.ahead(head, 1);
+            head = ring.next(head);
             ++under_way;
         }
         return true;
@@ -196,7 +198,7 @@ struct Stream {
     __device__ void drain() {
         for (; threadIdx.x % 32 == 0 && under_way > 0; --under_way) {
             ring.wait_full(tail);
-            tail = ring.ahead(tail, 1);
+            tail = ring.next(tail);
         }
     }
 };
