@@ -18,7 +18,7 @@ struct Block {
         : a(arguments), ring(arguments, keep_ring), read(), phase(arguments.scratch), thread(threadIdx.x) {
         if (threadIdx.x == 0) {
             ring.initialise(readers);
-            set_doing(Doing::waiting);
+            set_pause(false);
             shared_state.stop = 0;
             shared_state.read = 0;
             shared_state.max_depth = 0;

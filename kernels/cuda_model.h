@@ -75,7 +75,9 @@ public:
     const float* device_logits() const { return scratch_.logits; }      // (n_logits, pad16(n_vocab)) of the last pass
     const float* device_greatest() const { return scratch_.greatest; }  // (n_logits, pad16(n_vocab) / 16) of them
 
-    Pace pace;
+    // How many pieces of the weights a block has under way: with more, what blocks exchange queues behind them. Never
+    // alters a result.
+    int pace = 2;
 
 private:
     PassArguments arguments(const DevicePass& pass, int n);

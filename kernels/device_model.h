@@ -124,12 +124,6 @@ HD inline DevicePass pass_part(const DevicePass& pass, int at, int width) {
     return part;
 }
 
-// How the weights' stream is paced, in pieces under way: fewer while the block waits for what others write, because
-// that queues behind the weights. Never alters a result.
-struct Pace {
-    int waiting = 2, multiplying = 4;
-};
-
 // Offsets in a block's shared memory, bytes.
 struct SharedLayout {
     uint32_t partial;  // sums of the warps
@@ -191,7 +185,7 @@ struct PassArguments {
     Scratch scratch;
     uint32_t layer_rows[kMaxDeviceLayers + 1];  // where those of a layer begin in scratch.value, and what follows
     SharedLayout shared;
-    Pace pace;
+    int pace;
     DevicePass pass;
     const DevicePass* device_pass;  // in device memory, takes the place of `pass` unless null
     int least, most;                // nodes: a pass on the device that has fewer or more is left to other launches

@@ -117,15 +117,15 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         const auto number = [&] { return (kKept ? kept_number : pass.number + 1) + at; };  // of this matrix's result
         // What follows from `kept` values is worked out anew, else it would fill the registers.
         b.thread = ptx::kept(threadIdx.x);
-        if (matrix_kind(a, at) == Matrix::c_proj) {
+        if (Matrix(uint32_t(at) % kLayerMatrices) == Matrix::c_proj) {
             if constexpr (W <= kNarrow)
-                spread_attention<W>(b, pass, at / kLayerMatrices, number() - 1, number());
+                spread_attention<W>(b, pass, layer_of(at), number() - 1, number());
             else
-                tree_attention(b, pass, at / kLayerMatrices, number());
+                tree_attention(b, pass, layer_of(at), number());
             b.thread = ptx::kept(threadIdx.x);
         }
         at = ptx::kept(at);
-        const int layer = at / kLayerMatrices;
+        const int layer = layer_of(at);
         const Matrix which = matrix_kind(a, at);
         const TaskMatrix matrix = task_matrix(a, at);
         const bool has_work = matrix.units > 0;
@@ -138,7 +138,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         };
         const auto x_of = [&](const Element& e) {  // of the 16 columns that c_proj or mlp_proj adds to
             if (e.node >= n) return uint2{};
-            return load_x<kWords>(a, half, exchange(0), e.node, e.task / matrix.parts * 16 + e.row);
+            return load_x<kWords>(a, half, exchange(0), e.node, unit_of(e.task, matrix) * 16 + e.row);
         };
         uint2 x_ahead = {};  // of the thread's first element, loaded before c_proj multiplies
         const bool early = registers_to_spare() && which == Matrix::c_proj;
@@ -165,8 +165,6 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
             }
         }
 
-        // The stream pauses before an arrival that publishes.
-        const bool publish = which == Matrix::head;
         const auto result = [&](const Element& e, float sum, bool is_first) {
             const bool there = e.node < n;
             const auto& vectors = shared_state.vectors[e.held];
@@ -177,7 +175,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
                 }
                 const uint2 loaded = early && is_first ? x_ahead : x_of(e);
                 if (which == Matrix::mlp_proj) sum = gather_parts(s, e, sum, number());
-                const int unit = e.task / matrix.parts;
+                const int unit = unit_of(e.task, matrix);
                 float x = 0;
                 if (there) x = x_value<kWords>(a, loaded, half, exchange(number() - 2), e.node, unit * 16 + e.row);
                 __syncwarp();
@@ -214,7 +212,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
                 *reinterpret_cast<uint32_t*>(row + column % kHeadSize) = halves;
             }
         };
-        skinny_gemm<W>(b, matrix, n, publish ? Doing::arriving : Doing::waiting, result);
+        skinny_gemm<W>(b, matrix, n, which == Matrix::head, result);  // where an arrival follows that publishes
         const int workers = min(a.matrix[int(which)].n_tasks, grid);
         const bool worked = registers_to_spare() ? has_work : task_matrix(a, ptx::kept(at)).units > 0;
         if (is_counted(which, W)) b.phase.arrive(workers, worked, false);

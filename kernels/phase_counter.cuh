@@ -53,13 +53,10 @@ __device__ inline void block_barrier() {
 constexpr int kMaxRingSlots = 20;
 constexpr int kMaxHeldUnits = 8;
 
-// What the multiplying warps are at: the streaming warp sets its pace by it.
-enum class Doing { waiting, multiplying, arriving };
-
 // What a block's threads share besides SharedLayout's regions.
 struct SharedState {
     uint64_t full[kMaxRingSlots], empty[kMaxRingSlots];  // mbarriers of the ring
-    int doing;                                           // Doing; set and read with atomics
+    int pauses;                                          // not 0: no more copies for now; set with atomics
     int read;                                            // see Block
     int stop;                                            // nobody will read further weights
     float vectors[kMaxHeldUnits][2][16];                 // of the units being summed
@@ -75,9 +72,9 @@ struct SharedState {
 static_assert(sizeof(SharedState) <= kSharedState);
 static __shared__ SharedState shared_state;
 
-// Where p holds; without a branch, which would hold up the whole block.
-__device__ inline void set_doing(Doing doing, bool p = true) {
-    ptx::exchange_shared_if(p, ptx::shared_address(&shared_state.doing), uint32_t(doing));
+// Whether the weights' stream pauses, because the block is about to publish.
+__device__ inline void set_pause(bool pauses) {
+    atomicExch(&shared_state.pauses, pauses);
 }
 
 struct PhaseCounter {
@@ -94,9 +91,9 @@ struct PhaseCounter {
         shared_state.workers = workers;
         shared_state.target += workers;
         if (worked && publish) {
-            set_doing(Doing::arriving);
+            set_pause(true);
             ptx::add_release(scratch.counter, 1);
-            set_doing(Doing::waiting);
+            set_pause(false);
         } else if (worked) {
             ptx::add_relaxed(scratch.counter, 1);
         }

@@ -75,13 +75,6 @@ __device__ inline uint4 load_shared_16_if(bool p, uint32_t address) {
                  : "memory");
     return v;
 }
-// atom.shared.exch where p holds; its branchless form.
-__device__ inline void exchange_shared_if(bool p, uint32_t address, uint32_t x) {
-    asm volatile(
-        "{ .reg .pred q; .reg .b32 old; setp.ne.u32 q, %2, 0; @q atom.shared.exch.b32 old, [%0], %1; }" ::"r"(address),
-        "r"(x), "r"(uint32_t(p))
-        : "memory");
-}
 __device__ inline void store_shared_8(uint32_t address, uint32_t x, uint32_t y) {
     asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(x), "r"(y) : "memory");
 }

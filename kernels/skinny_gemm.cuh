@@ -86,7 +86,7 @@ __device__ inline void multiply_piece(const Block& b, Ring::Position piece, int 
 // The columns of mlp_proj's input come in kSplit parts, whose products different blocks have. Of 16 rows, one of these
 // blocks gathers the others' sums, in turn over the rows.
 __device__ inline bool gathers(int task) {
-    return task / kSplit % kSplit == task % kSplit;
+    return uint32_t(task) / kSplit % kSplit == uint32_t(task) % kSplit;
 }
 
 // An element of a task's result that a thread adds up, row `row` of a node in the column tile `tile`. A half-warp has
@@ -127,17 +127,16 @@ __device__ inline Element first_element(const Block& b, const TaskMatrix& matrix
 // This block's tasks of a matrix, for n nodes: result(element, sum, is_first) by whole warps, for all rows
 // and the nodes of every column tile that has one; is_first: it is the thread's first_element(). Of matrices in parts,
 // a thread that has several results comes last to those that wait for other blocks: these send theirs first, and units
-// of the same rows stand in the same place of every block's tasks, so nobody waits in a circle. afterwards: what the
-// block is at when all is multiplied.
+// of the same rows stand in the same place of every block's tasks, so nobody waits in a circle. pauses: whether the
+// stream does when all is multiplied.
 template <int W, class Result>
-__device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Doing afterwards, const Result& result) {
+__device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, bool pauses, const Result& result) {
     constexpr int NT = column_tiles(W), kTiles = warp_tiles(W), kGroups = weight_readers(W);
     constexpr int kSlots = kMultiplyThreads / tile_threads(W), kFragment = fragment_floats(W);
     const PassArguments& a = b.a;
     constexpr bool own = NT == 1 && registers_to_spare();  // each warp keeps its position in the ring
     int& read = own ? b.read : shared_state.read;
     const int pieces = a.pieces, warp = b.thread / 32, lane = b.thread % 32;
-    set_doing(Doing::multiplying, b.thread == 0 && matrix.units > 0);
 #pragma unroll 1
     for (int first = 0, held; first < matrix.units; first += held) {
         held = min(matrix.units - first, a.shared.held_units);
@@ -157,7 +156,7 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
             float sum[kTiles][4];
             multiply_piece<W>(b, from, quads, b.input_at(row, piece * a.piece_quads * 64 + lane % 4 * 8), sum);
             ptx::mbarrier_arrive(b.ring.empty(from.slot));
-            set_doing(afterwards, lane == 0 && first + held == matrix.units && item + 1 == n_items);
+            if (pauses && lane == 0 && first + held == matrix.units && item + 1 == n_items) set_pause(true);
             float* to = b.partial() + (of_held * NT + group * kTiles) * kFragment;
             if constexpr (W == 1) {
                 if (lane % 4 == 0) to[lane / 4] = sum[0][0], to[lane / 4 + 8] = sum[0][2];
@@ -169,10 +168,11 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, Do
                         to[c * kFragment + fragment_index(lane / 4 + k / 2 * 8, lane % 4 * 2 + k % 2)] = sum[c][k];
             }
         }
-        b.thread = ptx::kept(threadIdx.x);  // what follows from it is not to be worked out before the multiplication
+        // What follows from it is not to be worked out before the multiplication, where registers allow.
+        if (W <= kNarrow) b.thread = ptx::kept(threadIdx.x);
         block_barrier();
         if (own || b.thread == 0) read = b.ring.ahead(read, held * pieces);
-        const int rounds = matrix.parts > 1 && held * NT > kSlots ? 2 : 1;
+        const int rounds = kMaxHeldUnits * NT > kSlots && matrix.parts > 1 && held * NT > kSlots ? 2 : 1;
 #pragma unroll 1
         for (int round = 0; round < rounds; ++round)
 #pragma unroll 1

@@ -36,15 +36,23 @@ struct TaskMatrix {
     int parts;             // tasks that share their rows
 };
 
+// The 16 rows that a task has columns of.
+__device__ inline int unit_of(int task, const TaskMatrix& matrix) {
+    return matrix.parts == 1 ? task : uint32_t(task) / kSplit;
+}
+
+__device__ inline int layer_of(int at) {
+    return uint32_t(at) / kLayerMatrices;
+}
 __device__ inline Matrix matrix_kind(const PassArguments& a, int at) {
-    return at == kLayerMatrices * a.model.n_layer ? Matrix::head : Matrix(at % kLayerMatrices);
+    return at == kLayerMatrices * a.model.n_layer ? Matrix::head : Matrix(uint32_t(at) % kLayerMatrices);
 }
 
 // Matrix `at` of the pass, counted through the layers.
 __device__ inline TaskMatrix task_matrix(const PassArguments& a, int at) {
     const Matrix which = matrix_kind(a, at);
     const MatrixPlan& plan = a.matrix[int(which)];
-    const int layer = which == Matrix::head ? 0 : at / kLayerMatrices, layer_units = kLayerRows * a.model.n_embd / 16;
+    const int layer = which == Matrix::head ? 0 : layer_of(at), layer_units = kLayerRows * a.model.n_embd / 16;
     const int turn = int(blockIdx.x) - a.turn[at], first = turn < 0 ? turn + int(gridDim.x) : turn;
     return {reinterpret_cast<const uint16_t*>(a.model.weights + layer * a.model.layer_stride + plan.weight),
             a.vectors + (layer * layer_units + plan.vectors) * 32, first, plan.turns + (first < plan.rest),
@@ -132,10 +140,7 @@ struct Stream {
     __device__ bool ready() {
         Patience patience{a.scratch.failure};
         for (;; patience.turn(Wait::slot)) {
-            const Doing doing = Doing(ptx::load_shared_4(ptx::shared_address(&shared_state.doing)));
-            const int limit = doing == Doing::multiplying ? min(a.pace.multiplying, a.shared.n_slots)
-                              : doing == Doing::waiting   ? a.pace.waiting
-                                                          : 0;
+            const int limit = ptx::load_shared_4(ptx::shared_address(&shared_state.pauses)) ? 0 : a.pace;
             while (under_way > 0 && under_way >= limit &&
                    ptx::mbarrier_complete_now(ring.full(tail.slot), tail.parity)) {
                 tail = ring.next(tail);

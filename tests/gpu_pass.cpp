@@ -253,7 +253,7 @@ TEST_CASE("gpu: logits do not depend on the pass: random trees against their pat
         for (int round = 0; round < 10; ++round) {
             const int base = int(generator() % 100 + (round % 5 == 4 ? 400 : round % 5 == 2 ? 200 : 0));
             const int n_slots = 1 + int(generator() % 150);
-            model.pace.waiting = 1 + round % 3;
+            model.pace = 1 + round % 3;
             std::vector<int32_t> prefix = random_text(base, 150, generator());
             int32_t parent[kMaxSlots], token[kMaxSlots], slots[kMaxSlots];
             for (int done = 0; done < base;) {
