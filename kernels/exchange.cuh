@@ -40,13 +40,12 @@ __device__ inline void collect(const Block& b, const uint64_t* from, int n, uint
         if (k < n) pair[k] = ptx::load_words(from + k * apart);
     if (complete()) [[likely]]
         return;
-    Patience patience{b.a.scratch.failure};
-    do {
-        patience.turn(Wait::exchange);
+    wait_until(b.a.scratch.failure, Wait::exchange, [&] {
 #pragma unroll
         for (int k = 0; k < N; ++k)
             if (!there(pair[k])) pair[k] = ptx::load_words(from + k * apart);
-    } while (!complete());
+        return complete();
+    });
 }
 
 constexpr uint32_t kAbsent = 0xffffffff;  // as a float and as two halves
@@ -67,13 +66,12 @@ __device__ inline void collect_values(const Block& b, int n, const From& from, u
         return all;
     };
     if (complete()) return;
-    Patience patience{b.a.scratch.failure};
-    do {
-        patience.turn(Wait::exchange);
+    wait_until(b.a.scratch.failure, Wait::exchange, [&] {
 #pragma unroll
         for (int k = 0; k < N; ++k)
             if (!is_there(four[k])) four[k] = ptx::load_relaxed_4(from(k));
-    } while (!complete());
+        return complete();
+    });
 }
 
 // Which exchange of some rows: its number, or where the layer's rows begin.

@@ -34,17 +34,19 @@ __device__ inline float gather_parts(const Scratch& s, const Element& e, float o
     for (int p = 0; p < kSplit; ++p)
         part[p] =
             first + p == e.task ? uint2{__float_as_uint(own), number} : ptx::load_word(part_word(s, first + p, e));
-    Patience patience{s.failure};
-    for (;;) {
+    const auto complete = [&] {
         bool all = true;
 #pragma unroll
         for (int p = 0; p < kSplit; ++p) all &= part[p].y == number;
-        if (all) break;
-        patience.turn(Wait::exchange);
+        return all;
+    };
+    if (!complete())
+        wait_until(s.failure, Wait::exchange, [&] {
 #pragma unroll
-        for (int p = 0; p < kSplit; ++p)
-            if (part[p].y != number) part[p] = ptx::load_word(part_word(s, first + p, e));
-    }
+            for (int p = 0; p < kSplit; ++p)
+                if (part[p].y != number) part[p] = ptx::load_word(part_word(s, first + p, e));
+            return complete();
+        });
     float sum = __uint_as_float(part[0].x);
 #pragma unroll
     for (int p = 1; p < kSplit; ++p) sum = __fadd_rn(sum, __uint_as_float(part[p].x));

@@ -24,25 +24,22 @@ static __device__ __noinline__ void give_up(uint32_t* failure, Wait what) {
     __trap();
 }
 
-// Counts the turns of a spin loop and ends the kernel when they are too many: seconds, where a pass takes a few
-// thousandths of one.
-struct Patience {
-    static constexpr uint32_t kTurns = 1u << 25;
-    uint32_t* failure;
-    uint32_t turns = 0;
-
-    __device__ void turn(Wait what) {
-        if (++turns >= kTurns) [[unlikely]]
-            give_up(failure, what);
-    }
-};
+// Asks again and again until done() says yes; ends the kernel when that takes too many turns: seconds, where a pass
+// takes a few thousandths of one.
+template <class Done>
+__device__ inline void wait_until(uint32_t* failure, Wait what, const Done& done) {
+    constexpr uint32_t kTurns = 1u << 25;
+#pragma unroll 1
+    for (uint32_t turn = 0; turn < kTurns; ++turn)
+        if (done()) return;
+    give_up(failure, what);
+}
 
 // Until the phase of that parity of an mbarrier is complete.
 __device__ inline void wait_mbarrier(uint32_t barrier, uint32_t parity, uint32_t* failure) {
     if (ptx::mbarrier_complete(barrier, parity)) [[likely]]
         return;
-    Patience patience{failure};
-    while (!ptx::mbarrier_complete(barrier, parity)) patience.turn(Wait::weights);
+    wait_until(failure, Wait::weights, [&] { return ptx::mbarrier_complete(barrier, parity); });
 }
 
 // The multiplying warps alone; the streaming warp goes its own way.
@@ -104,11 +101,11 @@ struct PhaseCounter {
     __device__ void wait(bool published, uint32_t missing = 2) {
         if (threadIdx.x == 0) {
             const uint32_t target = shared_state.target - (published ? 0 : shared_state.workers / missing);
-            Patience patience{scratch.failure};
-            const auto count = [&] {
-                return published ? ptx::load_acquire(scratch.counter) : ptx::load_relaxed(scratch.counter);
-            };
-            while (int32_t(count() - target) < 0) patience.turn(Wait::phase);
+            wait_until(scratch.failure, Wait::phase, [&] {
+                const uint32_t count =
+                    published ? ptx::load_acquire(scratch.counter) : ptx::load_relaxed(scratch.counter);
+                return int32_t(count - target) >= 0;
+            });
         }
         block_barrier();
     }

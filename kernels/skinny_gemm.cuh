@@ -161,11 +161,12 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, bo
             if constexpr (W == 1) {
                 if (lane % 4 == 0) to[lane / 4] = sum[0][0], to[lane / 4 + 8] = sum[0][2];
             } else {
+                const uint32_t at =
+                    fragment_index(lane / 4, lane % 4 * 2);  // rows 8 and columns 1 apart are bits apart
 #pragma unroll
                 for (int c = 0; c < kTiles; ++c)
 #pragma unroll
-                    for (int k = 0; k < 4; ++k)
-                        to[c * kFragment + fragment_index(lane / 4 + k / 2 * 8, lane % 4 * 2 + k % 2)] = sum[c][k];
+                    for (int k = 0; k < 4; ++k) to[c * kFragment + (at ^ k / 2 * 8 ^ k % 2 * 16)] = sum[c][k];
             }
         }
         // What follows from it is not to be worked out before the multiplication, where registers allow.

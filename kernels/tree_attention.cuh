@@ -129,7 +129,7 @@ __device__ inline float4 merge_sent(const Block& b, const uint64_t* from, uint32
             const int n = n_chunks - first - i0;                                    // that are there
             uint4 low[kTogether] = {}, high[kTogether] = {}, more[kTogether] = {};  // words: columns, maximum and sum
             const auto absent = [&](int i, const uint4& two) { return i < n && (two.y != number || two.w != number); };
-            for (Patience patience{b.a.scratch.failure};; patience.turn(Wait::exchange)) {
+            wait_until(b.a.scratch.failure, Wait::exchange, [&] {
                 bool all = true;
 #pragma unroll
                 for (int i = 0; i < kTogether; ++i) {
@@ -141,8 +141,8 @@ __device__ inline float4 merge_sent(const Block& b, const uint64_t* from, uint32
 #pragma unroll
                 for (int i = 0; i < kTogether; ++i)
                     all &= !absent(i, low[i]) && !absent(i, high[i]) && !absent(i, more[i]);
-                if (all) break;
-            }
+                return all;
+            });
 #pragma unroll
             for (int i = 0; i < kTogether; ++i) {
                 if (i >= n) break;

@@ -138,8 +138,8 @@ struct Stream {
 
     // Waits until the head's slot is free and the pace allows another piece; false: stopped.
     __device__ bool ready() {
-        Patience patience{a.scratch.failure};
-        for (;; patience.turn(Wait::slot)) {
+        bool stopped = false;
+        wait_until(a.scratch.failure, Wait::slot, [&] {
             const int limit = ptx::load_shared_4(ptx::shared_address(&shared_state.pauses)) ? 0 : a.pace;
             while (under_way > 0 && under_way >= limit &&
                    ptx::mbarrier_complete_now(ring.full(tail.slot), tail.parity)) {
@@ -147,8 +147,9 @@ struct Stream {
                 --under_way;
             }
             if (under_way < limit && ptx::mbarrier_complete_now(ring.empty(head.slot), head.parity ^ 1)) return true;
-            if (ptx::load_shared_4(ptx::shared_address(&shared_state.stop))) return false;
-        }
+            return stopped = ptx::load_shared_4(ptx::shared_address(&shared_state.stop)) != 0;
+        });
+        return !stopped;
     }
 
     __device__ bool copy_unit(const uint16_t* tile, const float* vectors, int n_blocks) {

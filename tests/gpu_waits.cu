@@ -3,8 +3,7 @@
 #include "kernels/phase_counter.cuh"
 
 static __global__ void wait_kernel(const uint32_t* word, uint32_t* failure) {
-    Patience patience{failure};
-    while (ptx::load_relaxed(word) == 0) patience.turn(Wait::exchange);
+    wait_until(failure, Wait::exchange, [&] { return ptx::load_relaxed(word) != 0; });
 }
 
 Hang wait_for_word() {
