@@ -295,7 +295,7 @@ SharedLayout CudaModel::shared_layout(int n) const {
             break;
         --s.held_units;
     }
-    s.held_units = std::min(s.held_units, 2 * std::max(s.n_slots, 0) / unit_pieces(E));
+    s.held_units = std::min(s.held_units, 2 * std::max(s.n_slots, 0) / unit_pieces(E));  // see skinny_gemm()
     return s;
 }
 
@@ -326,7 +326,7 @@ PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
                        .scratch = scratch_,
                        .layer_rows = {},
                        .shared = shared_layout(n),
-                       .pace = 0,
+                       .pace = pace,
                        .pass = pass,
                        .device_pass = nullptr,
                        .least = 1,
@@ -334,7 +334,7 @@ PassArguments CudaModel::arguments(const DevicePass& pass, int n) {
                        .at = 0,
                        .nodes = nodes_,
                        .number = 0};
-    a.pace = std::min(pace, a.shared.n_slots);
+    a.pace = std::min(a.pace, a.shared.n_slots);
     const int rows = config_.n_embd / 16;
     const auto plan = [&](Matrix which, uint64_t weight, int rows_before, int n_tasks) {
         a.matrix[int(which)] = {weight, rows_before * rows, n_tasks, n_tasks / n_blocks_, n_tasks % n_blocks_};

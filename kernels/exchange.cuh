@@ -1,6 +1,7 @@
 // How blocks hand each other results within a pass: values that say themselves whether they are there, so that nobody
 // needs a fence: a release waits for everything that the multiprocessor has under way, the weights' copies too, 1.6 us
-// with one piece of 20 KB and 3 us with three. The phase counter tells when to look (phase_counter.cuh).
+// with one piece of 20 KB and 3 us with three. Readers ask for them again and again, from the moment when they have
+// nothing else to do, or, where that would be long before, when the phase counter says so (phase_counter.cuh).
 //
 // In passes of one node they are 64-bit words of a 32-bit value and the number of the exchange that it belongs to, and
 // so is in all passes what few blocks read: parts of sums, in passes of up to 8 nodes what attention works on. Memory
@@ -38,13 +39,10 @@ __device__ inline void collect(const Block& b, const uint64_t* from, int n, uint
 #pragma unroll
     for (int k = 0; k < N; ++k)
         if (k < n) pair[k] = ptx::load_words(from + k * apart);
-    if (complete()) [[likely]]
-        return;
-    wait_until(b.a.scratch.failure, Wait::exchange, [&] {
+    wait_for(b.a.scratch.failure, Wait::exchange, complete, [&] {
 #pragma unroll
         for (int k = 0; k < N; ++k)
             if (!there(pair[k])) pair[k] = ptx::load_words(from + k * apart);
-        return complete();
     });
 }
 
@@ -65,12 +63,10 @@ __device__ inline void collect_values(const Block& b, int n, const From& from, u
         for (int k = 0; k < N; ++k) all &= is_there(four[k]);
         return all;
     };
-    if (complete()) return;
-    wait_until(b.a.scratch.failure, Wait::exchange, [&] {
+    wait_for(b.a.scratch.failure, Wait::exchange, complete, [&] {
 #pragma unroll
         for (int k = 0; k < N; ++k)
             if (!is_there(four[k])) four[k] = ptx::load_relaxed_4(from(k));
-        return complete();
     });
 }
 

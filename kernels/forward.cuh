@@ -8,10 +8,12 @@
 // times LayerNorm's weight, attention's result, GELU's result, K, V. q, the softmax weights, the residual stream and
 // the logits stay fp32, and so does every sum. decode/reference.cpp with Rounding::half is the twin on the CPU.
 //
-// Between two lines that exchange data across blocks stands a phase: arrive() when this block has written its share,
-// wait() before the first read of what others wrote (phase_counter.cuh, exchange.cuh): five a layer, because LayerNorm
-// needs none of its own (residual.cuh). Meanwhile the weights keep flowing into the ring (weight_ring.cuh), in exactly
-// the order of the skinny_gemm calls below.
+// Between two lines that exchange data across blocks each waits for what the others write (exchange.cuh): five times a
+// layer, because LayerNorm needs no exchange of its own (residual.cuh). Meanwhile the weights keep flowing into the
+// ring (weight_ring.cuh), in exactly the order of the skinny_gemm calls below.
+//
+// From one exchange to the next it is a chain of short steps that all warps of a block take together, so what counts in
+// them are dependent instructions and taken branches, some 30 cycles each, not bytes or products.
 #pragma once
 
 #include "kernels/embedding.cuh"
@@ -40,13 +42,11 @@ __device__ inline float gather_parts(const Scratch& s, const Element& e, float o
         for (int p = 0; p < kSplit; ++p) all &= part[p].y == number;
         return all;
     };
-    if (!complete())
-        wait_until(s.failure, Wait::exchange, [&] {
+    wait_for(s.failure, Wait::exchange, complete, [&] {
 #pragma unroll
-            for (int p = 0; p < kSplit; ++p)
-                if (part[p].y != number) part[p] = ptx::load_word(part_word(s, first + p, e));
-            return complete();
-        });
+        for (int p = 0; p < kSplit; ++p)
+            if (part[p].y != number) part[p] = ptx::load_word(part_word(s, first + p, e));
+    });
     float sum = __uint_as_float(part[0].x);
 #pragma unroll
     for (int p = 1; p < kSplit; ++p) sum = __fadd_rn(sum, __uint_as_float(part[p].x));
@@ -82,9 +82,8 @@ __device__ inline float greatest_of_16(const Block& b, const Element& e, float l
     return greatest;
 }
 
-// Whether blocks look for a matrix's input at once, again and again, rather than when the phase counter tells them.
-// What they ask in vain delays the others, so this pays where the answer is near or short. Measured by width on an
-// H200.
+// Whether blocks look for a matrix's input at once rather than when the phase counter tells them: what they ask in vain
+// delays the others, so it pays where the answer is near or short. Measured by width on an H200.
 HD constexpr bool looks_at_once(Matrix which, int width) {
     return which == Matrix::c_proj || (which == Matrix::mlp_proj && width != 32) ||
            (which == Matrix::c_fc && width != 16 && width != 32);
@@ -119,7 +118,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
         const auto number = [&] { return (kKept ? kept_number : pass.number + 1) + at; };  // of this matrix's result
         // What follows from `kept` values is worked out anew, else it would fill the registers.
         b.thread = ptx::kept(threadIdx.x);
-        if (Matrix(uint32_t(at) % kLayerMatrices) == Matrix::c_proj) {
+        if (Matrix(uint32_t(at) % kLayerMatrices) == Matrix::c_proj) {  // the head stands at a multiple of 4
             if constexpr (W <= kNarrow)
                 spread_attention<W>(b, pass, layer_of(at), number() - 1, number());
             else

@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kBlockThreads + 32, 1) decode_pass(const __gri
             token = __ldcg(s.chosen);
         }
         if (first_thread()) {
-            wait_until(s.failure, Wait::host, [&] { return atomicAdd(&shared_state.n_sent, 0) >= step; });
+            wait_for(s.failure, Wait::host, [&] { return atomicAdd(&shared_state.n_sent, 0) >= step; });
             atomicExch(&shared_state.mail, uint64_t(step + 1) << 32 | uint32_t(token));
         }
         if (token == d.end_token || __ldcg(s.stop) || step + 1 == d.max_tokens) break;

@@ -1,15 +1,14 @@
-// What a block's threads share, how they wait, and the counter of the phases of a pass: one word that only grows. A
-// block that worked in a phase adds 1 when it has written its results; a phase is complete when the word has reached
-// the sum of the workers of all phases so far.
+// What a block's threads share, how they wait, and the counter of the phases that anybody counts: one word that only
+// grows. A block that worked in a phase adds 1 when it has written its results; a phase is complete when the word has
+// reached the sum of the workers of all phases so far.
 //
-//     work(phase);  arrive(workers of the phase, whether this block was one);  prefetch what others don't write;
-//     wait();
+//     work(phase);  arrive(workers of the phase, whether this block was one);  wait();
 //
 // An arrival that publishes is a release: whoever has waited sees all that was written before. It waits for everything
 // that the multiprocessor has under way, the copies of weights too, 1.6 us with one piece of 20 KB under way and 3 us
 // with three; so the stream pauses until it is done. An arrival that does not publish costs nothing and merely tells
-// when to look: the results then say themselves whether they are there (exchange.cuh). A block
-// that works in a phase has waited for the phase before it: hence a sum suffices.
+// when to look: the results then say themselves whether they are there (exchange.cuh). A block that works in a phase
+// has seen what was written in the phase before it: hence a sum suffices.
 #pragma once
 
 #include "kernels/device_model.h"
@@ -24,22 +23,32 @@ static __device__ __noinline__ void give_up(uint32_t* failure, Wait what) {
     __trap();
 }
 
-// Asks again and again until done() says yes; ends the kernel when that takes too many turns: seconds, where a pass
-// takes a few thousandths of one.
-template <class Done>
-__device__ inline void wait_until(uint32_t* failure, Wait what, const Done& done) {
-    constexpr uint32_t kTurns = 1u << 25;
+// Turns of a spin loop after which a kernel ends: seconds, where a pass takes a few thousandths of one.
+constexpr uint32_t kPatience = 1u << 25;
+
+// Asks there() again and again until it says yes.
+template <class There>
+__device__ inline void wait_for(uint32_t* failure, Wait what, const There& there) {
 #pragma unroll 1
-    for (uint32_t turn = 0; turn < kTurns; ++turn)
-        if (done()) return;
+    for (uint32_t turn = 0; turn < kPatience; ++turn)
+        if (there()) return;
     give_up(failure, what);
+}
+// The same where it mostly says yes at once, else after some calls of again().
+template <class There, class Again>
+__device__ inline void wait_for(uint32_t* failure, Wait what, const There& there, const Again& again) {
+    if (there()) [[likely]]
+        return;
+    wait_for(failure, what, [&] {
+        again();
+        return there();
+    });
 }
 
 // Until the phase of that parity of an mbarrier is complete.
 __device__ inline void wait_mbarrier(uint32_t barrier, uint32_t parity, uint32_t* failure) {
-    if (ptx::mbarrier_complete(barrier, parity)) [[likely]]
-        return;
-    wait_until(failure, Wait::weights, [&] { return ptx::mbarrier_complete(barrier, parity); });
+    wait_for(
+        failure, Wait::weights, [&] { return ptx::mbarrier_complete(barrier, parity); }, [] {});
 }
 
 // The multiplying warps alone; the streaming warp goes its own way.
@@ -101,7 +110,7 @@ struct PhaseCounter {
     __device__ void wait(bool published, uint32_t missing = 2) {
         if (threadIdx.x == 0) {
             const uint32_t target = shared_state.target - (published ? 0 : shared_state.workers / missing);
-            wait_until(scratch.failure, Wait::phase, [&] {
+            wait_for(scratch.failure, Wait::phase, [&] {
                 const uint32_t count =
                     published ? ptx::load_acquire(scratch.counter) : ptx::load_relaxed(scratch.counter);
                 return int32_t(count - target) >= 0;

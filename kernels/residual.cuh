@@ -33,11 +33,8 @@ template <bool words>
 __device__ inline float x_value(const PassArguments& a, uint2 loaded, int half, const Exchange& exchange, int node,
                                 int column) {
     const auto there = [&] { return words ? loaded.y == exchange.number : loaded.x != kAbsent; };
-    if (!there())
-        wait_until(a.scratch.failure, Wait::exchange, [&] {
-            loaded = load_x<words>(a, half, exchange, node, column);
-            return there();
-        });
+    wait_for(a.scratch.failure, Wait::exchange, there,
+             [&] { loaded = load_x<words>(a, half, exchange, node, column); });
     return __uint_as_float(loaded.x);
 }
 
@@ -227,11 +224,9 @@ __device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows
     if (!normal) return;
     RowMoments of_row;
     of_row.load(sums, normal_row < n ? n_units : 0, lane % 8);
-    if (!of_row.all_there())
-        wait_until(a.scratch.failure, Wait::exchange, [&] {
-            of_row.load(sums, n_units, lane % 8, true);
-            return of_row.all_there();
-        });
+    wait_for(
+        a.scratch.failure, Wait::exchange, [&] { return of_row.all_there(); },
+        [&] { of_row.load(sums, n_units, lane % 8, true); });
     __syncwarp();
     const float2 normal_of_row = of_row.combine(a.model, lane % 8);
     if (normal_row < n && lane % 8 == 0) keep_normal(normal_row, normal_of_row);

@@ -146,7 +146,7 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, bo
             const int group = item % kGroups, of_held = item / kGroups, unit = of_held * a.per_piece >> 16;
             const int piece = of_held - unit * pieces;
             const Ring::Position from = b.ring.position(b.ring.ahead(read, of_held));
-            if (item >= lap) b.ring.wait_empty(from);
+            if (item >= lap) b.ring.wait_empty(from);  // in its second lap; held_units are too few for a third
             b.ring.wait_full(from);
             if (piece == 0 && group == 0)
                 shared_state.vectors[unit][lane / 16][lane % 16] =
@@ -161,16 +161,16 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, bo
             if constexpr (W == 1) {
                 if (lane % 4 == 0) to[lane / 4] = sum[0][0], to[lane / 4 + 8] = sum[0][2];
             } else {
-                const uint32_t at =
-                    fragment_index(lane / 4, lane % 4 * 2);  // rows 8 and columns 1 apart are bits apart
+                // Of rows 8 apart and neighbouring columns, one bit each differs.
+                const uint32_t at = fragment_index(lane / 4, lane % 4 * 2);
 #pragma unroll
                 for (int c = 0; c < kTiles; ++c)
 #pragma unroll
                     for (int k = 0; k < 4; ++k) to[c * kFragment + (at ^ k / 2 * 8 ^ k % 2 * 16)] = sum[c][k];
             }
         }
-        // What follows from it is not to be worked out before the multiplication, where registers allow.
-        if (W <= kNarrow) b.thread = ptx::kept(threadIdx.x);
+        // What follows from it is not to be worked out before the multiplication.
+        if (W <= kNarrow || !registers_to_spare()) b.thread = ptx::kept(threadIdx.x);
         block_barrier();
         if (own || b.thread == 0) read = b.ring.ahead(read, held * pieces);
         const int rounds = kMaxHeldUnits * NT > kSlots && matrix.parts > 1 && held * NT > kSlots ? 2 : 1;

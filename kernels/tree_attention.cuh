@@ -15,7 +15,7 @@
 //
 // All run the same function on the same positions, so where base lies does not show in the bits; nor do the other
 // rows. q and this pass's keys and values are waited for, in passes of up to 8 nodes as words that are put in shared
-// memory (exchange.cuh); the other keys and values lie in the cache since earlier passes.
+// memory, else as rows (exchange.cuh); the other keys and values lie in the cache since earlier passes.
 //
 // Bytes: 256 a key and head from L2 or memory, times the groups of nodes; 256 a node and head of q, as words 512 and as
 // much of new keys and values times the groups; 128 of output, as words 256. What blocks send each other: 528 a chunk,
@@ -129,7 +129,7 @@ __device__ inline float4 merge_sent(const Block& b, const uint64_t* from, uint32
             const int n = n_chunks - first - i0;                                    // that are there
             uint4 low[kTogether] = {}, high[kTogether] = {}, more[kTogether] = {};  // words: columns, maximum and sum
             const auto absent = [&](int i, const uint4& two) { return i < n && (two.y != number || two.w != number); };
-            wait_until(b.a.scratch.failure, Wait::exchange, [&] {
+            wait_for(b.a.scratch.failure, Wait::exchange, [&] {
                 bool all = true;
 #pragma unroll
                 for (int i = 0; i < kTogether; ++i) {

@@ -36,11 +36,12 @@ struct TaskMatrix {
     int parts;             // tasks that share their rows
 };
 
-// The 16 rows that a task has columns of.
+// Which 16 rows a task has columns of.
 __device__ inline int unit_of(int task, const TaskMatrix& matrix) {
     return matrix.parts == 1 ? task : uint32_t(task) / kSplit;
 }
 
+// Matrix `at` of the pass, counted through the layers. Unsigned, because signed quotients take four instructions more.
 __device__ inline int layer_of(int at) {
     return uint32_t(at) / kLayerMatrices;
 }
@@ -48,7 +49,6 @@ __device__ inline Matrix matrix_kind(const PassArguments& a, int at) {
     return at == kLayerMatrices * a.model.n_layer ? Matrix::head : Matrix(uint32_t(at) % kLayerMatrices);
 }
 
-// Matrix `at` of the pass, counted through the layers.
 __device__ inline TaskMatrix task_matrix(const PassArguments& a, int at) {
     const Matrix which = matrix_kind(a, at);
     const MatrixPlan& plan = a.matrix[int(which)];
@@ -139,7 +139,7 @@ struct Stream {
     // Waits until the head's slot is free and the pace allows another piece; false: stopped.
     __device__ bool ready() {
         bool stopped = false;
-        wait_until(a.scratch.failure, Wait::slot, [&] {
+        wait_for(a.scratch.failure, Wait::slot, [&] {
             const int limit = ptx::load_shared_4(ptx::shared_address(&shared_state.pauses)) ? 0 : a.pace;
             while (under_way > 0 && under_way >= limit &&
                    ptx::mbarrier_complete_now(ring.full(tail.slot), tail.parity)) {

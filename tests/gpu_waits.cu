@@ -3,7 +3,7 @@
 #include "kernels/phase_counter.cuh"
 
 static __global__ void wait_kernel(const uint32_t* word, uint32_t* failure) {
-    wait_until(failure, Wait::exchange, [&] { return ptx::load_relaxed(word) != 0; });
+    wait_for(failure, Wait::exchange, [&] { return ptx::load_relaxed(word) != 0; });
 }
 
 Hang wait_for_word() {
