@@ -185,7 +185,7 @@ struct PassArguments {
     Scratch scratch;
     uint32_t layer_rows[kMaxDeviceLayers + 1];  // where those of a layer begin in scratch.value, and what follows
     SharedLayout shared;
-    int pace;
+    int pace;  // pieces of the weights that a block has under way, at most
     DevicePass pass;
     const DevicePass* device_pass;  // in device memory, takes the place of `pass` unless null
     int least, most;                // nodes: a pass on the device that has fewer or more is left to other launches

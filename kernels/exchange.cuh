@@ -23,27 +23,34 @@
 
 #include "kernels/block.cuh"
 
-// Loads the pairs of words at from + k apart, k < n, until all bear the number.
-template <int apart, int N>
-__device__ inline void collect(const Block& b, const uint64_t* from, int n, uint32_t number, uint4 (&pair)[N]) {
-    const auto there = [&](const uint4& two) { return two.y == number && two.w == number; };
+// Loads those pieces again, with load(k), that are not there, until all are.
+template <int N, class Piece, class There, class Load>
+__device__ inline void wait_for_all(uint32_t* failure, Piece (&piece)[N], const There& there, const Load& load) {
     const auto complete = [&] {
         bool all = true;
 #pragma unroll
-        for (int k = 0; k < N; ++k) all &= there(pair[k]);
+        for (int k = 0; k < N; ++k) all &= there(piece[k]);
         return all;
     };
+    wait_for(failure, Wait::exchange, complete, [&] {
+#pragma unroll
+        for (int k = 0; k < N; ++k)
+            if (!there(piece[k])) piece[k] = load(k);
+    });
+}
+
+// Loads the pairs of words at from + k apart, k < n, until all bear the number.
+template <int apart, int N>
+__device__ inline void collect(const Block& b, const uint64_t* from, int n, uint32_t number, uint4 (&pair)[N]) {
+    const auto load = [&](int k) { return ptx::load_words(from + k * apart); };
     // All are set, lest ptxas keep registers for them beyond this.
 #pragma unroll
     for (int k = 0; k < N; ++k) pair[k] = {0, number, 0, number};
 #pragma unroll
     for (int k = 0; k < N; ++k)
-        if (k < n) pair[k] = ptx::load_words(from + k * apart);
-    wait_for(b.a.scratch.failure, Wait::exchange, complete, [&] {
-#pragma unroll
-        for (int k = 0; k < N; ++k)
-            if (!there(pair[k])) pair[k] = ptx::load_words(from + k * apart);
-    });
+        if (k < n) pair[k] = load(k);
+    wait_for_all(
+        b.a.scratch.failure, pair, [&](const uint4& two) { return two.y == number && two.w == number; }, load);
 }
 
 constexpr uint32_t kAbsent = 0xffffffff;  // as a float and as two halves
@@ -55,19 +62,10 @@ __device__ inline bool is_there(const uint4& v) {
 // Loads the four values at from(k), k < n, until all are there.
 template <int N, class From>
 __device__ inline void collect_values(const Block& b, int n, const From& from, uint4 (&four)[N]) {
+    const auto load = [&](int k) { return ptx::load_relaxed_4(from(k)); };
 #pragma unroll
-    for (int k = 0; k < N; ++k) four[k] = k < n ? ptx::load_relaxed_4(from(k)) : uint4{};
-    const auto complete = [&] {
-        bool all = true;
-#pragma unroll
-        for (int k = 0; k < N; ++k) all &= is_there(four[k]);
-        return all;
-    };
-    wait_for(b.a.scratch.failure, Wait::exchange, complete, [&] {
-#pragma unroll
-        for (int k = 0; k < N; ++k)
-            if (!is_there(four[k])) four[k] = ptx::load_relaxed_4(from(k));
-    });
+    for (int k = 0; k < N; ++k) four[k] = k < n ? load(k) : uint4{};
+    wait_for_all(b.a.scratch.failure, four, is_there, load);
 }
 
 // Which exchange of some rows: its number, or where the layer's rows begin.

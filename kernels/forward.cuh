@@ -36,17 +36,9 @@ __device__ inline float gather_parts(const Scratch& s, const Element& e, float o
     for (int p = 0; p < kSplit; ++p)
         part[p] =
             first + p == e.task ? uint2{__float_as_uint(own), number} : ptx::load_word(part_word(s, first + p, e));
-    const auto complete = [&] {
-        bool all = true;
-#pragma unroll
-        for (int p = 0; p < kSplit; ++p) all &= part[p].y == number;
-        return all;
-    };
-    wait_for(s.failure, Wait::exchange, complete, [&] {
-#pragma unroll
-        for (int p = 0; p < kSplit; ++p)
-            if (part[p].y != number) part[p] = ptx::load_word(part_word(s, first + p, e));
-    });
+    wait_for_all(
+        s.failure, part, [&](const uint2& word) { return word.y == number; },
+        [&](int p) { return ptx::load_word(part_word(s, first + p, e)); });
     float sum = __uint_as_float(part[0].x);
 #pragma unroll
     for (int p = 1; p < kSplit; ++p) sum = __fadd_rn(sum, __uint_as_float(part[p].x));
@@ -110,11 +102,11 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
 
     // Kept in registers where there are some left: from shared memory they take a while, four times a layer.
     constexpr bool kKept = W <= kNarrow;
-    const int kept_matrices = kLayerMatrices * m.n_layer + (pass.n_logits > 0);
+    const auto n_matrices = [&] { return kLayerMatrices * m.n_layer + (pass.n_logits > 0); };
+    const int kept_matrices = n_matrices();
     const uint32_t kept_number = pass.number + 1;
-    const auto n_matrices = [&] { return kKept ? kept_matrices : kLayerMatrices * m.n_layer + (pass.n_logits > 0); };
 #pragma unroll 1
-    for (int at = 0; at < n_matrices(); ++at) {
+    for (int at = 0; at < (kKept ? kept_matrices : n_matrices()); ++at) {
         const auto number = [&] { return (kKept ? kept_number : pass.number + 1) + at; };  // of this matrix's result
         // What follows from `kept` values is worked out anew, else it would fill the registers.
         b.thread = ptx::kept(threadIdx.x);

@@ -284,9 +284,7 @@ __device__ inline void spread_attention(Block& b, const DevicePass& pass, int la
             if (there)
                 job = own ? load_own(chunk, rows, b, pass, n_shared + at / n, 0, at % n)
                           : load_shared(chunk, rows, at - n * n_own);
-            if (at == share) {
-                collect_head<true>(b, head, 0, n, n, {from, 0}, q, fresh);
-            }
+            if (at == share) collect_head<true>(b, head, 0, n, n, {from, 0}, q, fresh);
             if (!there) break;
             const int n_keys = own ? pass.base + shared_state.depth[job.node] - job.index * kChunk + 1 : kChunk;
             if (n_keys <= 0) continue;  // beyond the node
