@@ -28,7 +28,7 @@ struct Block {
         }
         __syncthreads();
     }
-    __device__ float* partial() const { return reinterpret_cast<float*>(shared_memory + a.shared.partial); }
+    __device__ float* partial() const { return reinterpret_cast<float*>(shared_memory); }
     __device__ uint32_t input_at(int row, int column) const {  // shared address of the matrix input
         return ring.slots - a.shared.ring + a.shared.input + (row * a.shared.input_stride + column) * 2;
     }

@@ -192,11 +192,14 @@ __device__ inline float find_bound(ChooseTeam& team, const Peaks& peaks, int k) 
     }
     return bound;
 }
+// Appends to a list of n, of which the first kMaxCandidates are kept.
+__device__ inline void append(uint64_t (&list)[kMaxCandidates], uint32_t& n, uint64_t entry) {
+    const uint32_t at = atomicAdd(&n, 1);
+    if (at < kMaxCandidates) list[at] = entry;
+}
 // Lists a value if it reaches the bound.
 __device__ inline void list_value(ChooseSpace& space, float value, int id, float bound) {
-    if (!(value >= bound)) return;
-    const uint32_t at = atomicAdd(&space.n_candidates, 1);
-    if (at < kMaxCandidates) space.candidate[at] = score_key(value, id);
+    if (value >= bound) append(space.candidate, space.n_candidates, score_key(value, id));
 }
 // Lists the values that reach the bound. false: there are too many, or there is no bound. also(quad) is called for
 // every four values.
@@ -221,9 +224,7 @@ __device__ inline bool list_candidates(ChooseTeam& team, const NodeLogits& logit
     ChooseSpace& space = team.space;
     if (bound != bound) return false;
     for_each_group(team, logits, [&](float greatest, int group) {
-        if (!(greatest >= bound)) return;
-        const uint32_t at = atomicAdd(&space.n_groups, 1);
-        if (at < kMaxCandidates) space.ranked[at] = uint64_t(group);
+        if (greatest >= bound) append(space.ranked, space.n_groups, uint64_t(group));
     });
     team.barrier();
     const int n_groups = int(space.n_groups), lane = threadIdx.x % 16;

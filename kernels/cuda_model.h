@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "decode/model.h"
+#include "kernels/device_memory.h"
 #include "kernels/device_model.h"
 #include "kernels/prefill.h"
 #include "model/blob.h"
@@ -49,7 +50,7 @@ public:
 
     std::vector<float> logits(int i);  // (n_vocab) of the last pass's node i of those that have them
     void synchronise();                // waits for the device; Error if it failed
-    uint64_t bytes() const { return bytes_; }
+    uint64_t bytes() const { return memory_.bytes(); }
     int max_width() const { return max_width_; }  // nodes of one pass of the device; more are run in several
     int prefill_width() const { return prefill_scratch_.rows; }  // tokens of prefill in one reading of the weights
     const uint8_t* weights() const { return model_.weights; }    // on the device
@@ -75,9 +76,9 @@ public:
     const float* device_logits() const { return scratch_.logits; }      // (n_logits, pad16(n_vocab)) of the last pass
     const float* device_greatest() const { return scratch_.greatest; }  // (n_logits, pad16(n_vocab) / 16) of them
 
-    // How many pieces of the weights a block has under way: with more, what blocks exchange queues behind them. Never
-    // alters a result.
-    int pace = 2;
+    // How many pieces of the weights a block has under way, 0: as many as serve passes of a width best. Never alters a
+    // result.
+    int pace = 0;
 
 private:
     PassArguments arguments(const DevicePass& pass, int n);
@@ -92,14 +93,13 @@ private:
 
     Config config_;
     int device_, n_blocks_ = 0, max_shared_ = 0, max_width_ = 0;
-    uint64_t bytes_ = 0;
     uint64_t exchange_bytes_ = 0;  // of the words of scratch_, which lie together
     uint32_t next_number_ = 1;     // of an exchange; words start as 0
     DeviceModel model_ = {};
     Scratch scratch_ = {};
     PrefillScratch prefill_scratch_ = {};
     PrefillSetup prefill_setup_ = {};
-    uint8_t* memory_ = nullptr;   // everything on the device
+    DeviceMemory memory_;         // everything on the device
     PassNodes* nodes_ = nullptr;  // on the device
     float* vectors_ = nullptr;    // (vector_units(), 2, 16) on the device (kernels/fold.cuh)
     float* scores_ = nullptr;     // (kMaxNodes, pad16(n_vocab)) on the device

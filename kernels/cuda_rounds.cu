@@ -27,38 +27,24 @@ CudaRounds::CudaRounds(CudaModel& target, CudaModel& draft, const NgramView& tab
     const Config& c = target.config();
     const NgramHeader* header = table.header;
     cuda_check(cudaSetDevice(target.device()), "selecting it");
-    struct Piece {
-        void* to;
-        const void* from;  // null: zeros
-        uint64_t bytes;
-    };
-    const auto piece = [](auto*& pointer, const void* from, uint64_t count) {
-        return Piece{&pointer, from, count * sizeof(*pointer)};
-    };
     const uint64_t slots = header ? uint64_t(1) << header->log2_slots : 0, one = header ? 1 : 0;
-    const Piece pieces[] = {piece(rounds_, nullptr, 1),
-                            piece(text_, nullptr, c.n_positions),
-                            piece(table_.header, header, one),
-                            piece(table_.trigram, table.trigram, slots),
-                            piece(table_.bigram, table.bigram, one * c.n_vocab),
-                            piece(table_.unigram, table.unigram, one)};
-    const auto aligned = [](uint64_t n) { return (n + 255) / 256 * 256; };
-    for (const Piece& p : pieces) bytes_ += aligned(p.bytes);
-    size_t free_bytes = 0, total_bytes = 0;
-    cuda_check(cudaMemGetInfo(&free_bytes, &total_bytes), "reading its free memory");
-    const cudaError_t status = bytes_ > free_bytes ? cudaErrorMemoryAllocation : cudaMalloc(&memory_, bytes_);
-    if (status == cudaErrorMemoryAllocation)
-        throw Error(kExitOutOfMemory, "the n-gram table needs " + std::to_string((bytes_ >> 20) + 1) +
-                                          " MiB of GPU memory beside the models and " +
-                                          std::to_string(free_bytes >> 20) +
-                                          " MiB are free; free some, take another GPU or run with --device cpu");
-    cuda_check(status, "allocating memory");
-    uint8_t* at = memory_;
-    for (const Piece& p : pieces) {
-        if (p.bytes > 0) std::memcpy(p.to, &at, sizeof at);
-        if (p.bytes > 0 && p.from)
-            cuda_check(cudaMemcpy(at, p.from, p.bytes, cudaMemcpyHostToDevice), "copying the n-gram table");
-        at += aligned(p.bytes);
+    const DeviceMemory::Piece pieces[] = {{rounds_, 1},
+                                          {text_, uint64_t(c.n_positions)},
+                                          {table_.header, one},
+                                          {table_.trigram, slots},
+                                          {table_.bigram, one * c.n_vocab},
+                                          {table_.unigram, one}};
+    memory_.allocate(pieces, "the n-gram table beside the models");
+    const auto copy = [](const auto* to, const auto* from, uint64_t count) {
+        cuda_check(cudaMemcpy(const_cast<void*>(static_cast<const void*>(to)), from, count * sizeof *from,
+                              cudaMemcpyHostToDevice),
+                   "copying the n-gram table");
+    };
+    if (header) {
+        copy(table_.header, header, 1);
+        copy(table_.trigram, table.trigram, slots);
+        copy(table_.bigram, table.bigram, c.n_vocab);
+        copy(table_.unigram, table.unigram, 1);
     }
     cuda_check(cudaHostAlloc(reinterpret_cast<void**>(&host_), sizeof(HostMemory) + c.n_positions * sizeof(int32_t),
                              cudaHostAllocMapped),
@@ -86,7 +72,6 @@ CudaRounds::~CudaRounds() {
     forget_graphs();
     if (stop_stream_) cudaStreamDestroy(stop_stream_);
     cudaFreeHost(host_);
-    cudaFree(memory_);
 }
 
 // The kernels of a sequence as a graph, which starts them with less delay than one by one.

@@ -27,7 +27,7 @@ public:
     // stages are the device's own.
     Statistics generate(const Request& request, const std::function<bool(std::span<const Emitted>)>& emit);
 
-    uint64_t bytes() const { return bytes_; }  // allocated on the device
+    uint64_t bytes() const { return memory_.bytes(); }  // allocated on the device
 
 private:
     CUgraphExec_st* sequence(const Request& request, int draft_passes);
@@ -35,8 +35,7 @@ private:
 
     CudaModel &target_, &draft_;
     NgramView table_ = {};  // on the device
-    uint64_t bytes_ = 0;
-    uint8_t* memory_ = nullptr;  // everything on the device
+    DeviceMemory memory_;   // everything on the device
     DeviceRounds* rounds_ = nullptr;
     int32_t* text_ = nullptr;  // (n_positions)
     std::unique_ptr<RoundArguments> arguments_;

@@ -62,10 +62,10 @@ HD constexpr int column_tiles(int width) {
 constexpr int kNarrow = 8;  // nodes of the widest pass in which blocks share heads (tree_attention.cuh)
 
 // What blocks exchange of a kind, rows by node of values, which are floats or pairs of halves (exchange.cuh): as words
-// of (value, number) in passes of one node, else in rows of all that a layer exchanges, `first` values from their
-// beginning on. Of matrix inputs, the halves stand in fragment order.
+// of (value, number) in passes of one node, qkv in those of up to kNarrow, else in rows of all that a layer exchanges,
+// `first` values from their beginning on. Of matrix inputs, the halves stand in fragment order.
 struct Rows {
-    uint64_t* word;  // (columns)
+    uint64_t* word;  // (columns); of qkv (kNarrow, columns)
     uint32_t columns, first;
 };
 
@@ -82,7 +82,6 @@ struct Scratch {
     Rows mlp;         // 4 n_embd halves: matrix input of mlp_proj
     uint32_t* value;  // (kBuffers, kMaxNodes, layer_values) of wide passes
     uint32_t layer_values;  // of a node
-    uint64_t* qkv_words;    // (kNarrow, 2 n_embd) words: what the rows of qkv hold, in passes of up to kNarrow nodes
     uint64_t* parts;   // (n_embd / 16, kSplit, kMaxNodes / 8, 128) words: of mlp_proj's result, on the way to one block
     uint64_t* chunks;  // (n_head, max_chunks, kNarrow, kChunkWords) words: of attention's result (tree_attention.cuh)
     float* logits;     // (kMaxNodes, pad16(n_vocab)) of the nodes that have them, in order
@@ -126,12 +125,12 @@ HD inline DevicePass pass_part(const DevicePass& pass, int at, int width) {
 
 // Offsets in a block's shared memory, bytes.
 struct SharedLayout {
-    uint32_t partial;  // sums of the warps
-    uint32_t input;    // (8 NT, input_stride) fp16 matrix input; with `partial` what attention works on
-    uint32_t ring;     // (n_slots, kSlotBytes)
+    // From 0 on: sums of the warps.
+    uint32_t input;  // (8 NT, input_stride) fp16 matrix input; with the sums what attention works on
+    uint32_t ring;   // (n_slots, kSlotBytes)
     uint32_t bytes;
     int input_stride, n_slots;
-    int held_units;       // whose sums `partial` holds at a time; their pieces fit in the ring twice
+    int held_units;       // whose sums there is room for at a time; their pieces fit in the ring twice
     int attention_nodes;  // of one head that a block takes at a time in passes of more than kNarrow nodes
     int attention_split;  // blocks that share a head in narrower ones
 };

@@ -82,8 +82,7 @@ HD constexpr bool looks_at_once(Matrix which, int width) {
 }
 // Whether anybody asks how many blocks are done with a matrix.
 HD constexpr bool is_counted(Matrix which, int width) {
-    return (which == Matrix::c_proj && !looks_at_once(Matrix::c_fc, width)) ||
-           (which == Matrix::c_fc && !looks_at_once(Matrix::mlp_proj, width)) || which == Matrix::mlp_proj;
+    return which != Matrix::head && !looks_at_once(Matrix((int(which) + 1) % kLayerMatrices), width);
 }
 
 // The pass; logits of its last n_logits nodes go to logit(row, node, value, value of row + 1, greatest), row even, node
@@ -190,7 +189,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
                             pack_halves(gelu(low), gelu(high)));
             } else if (r < E) {
                 if (W <= kNarrow)
-                    ptx::store_words(s.qkv_words + e.node * 2 * E + r, __float_as_uint(low), __float_as_uint(high),
+                    ptx::store_words(s.qkv.word + e.node * 2 * E + r, __float_as_uint(low), __float_as_uint(high),
                                      number());
                 else
                     put_two<false>(a, s.qkv, exchange(0), e.node, r, low, high);
@@ -198,7 +197,7 @@ __device__ inline void forward(Block& b, const DevicePass& pass, const Logit& lo
                 const int values = r >= 2 * E, column = r - E - values * E;
                 const uint32_t halves = pack_halves(low, high);
                 if (W <= kNarrow)
-                    ptx::store_word(s.qkv_words + e.node * 2 * E + (r + E) / 2, halves, number());
+                    ptx::store_word(s.qkv.word + e.node * 2 * E + (r + E) / 2, halves, number());
                 else
                     put<false>(a, s.qkv, exchange(0), e.node, (r + E) / 2, halves);
                 uint16_t* row = m.kv_row(layer, values, column / kHeadSize, pass.slot_rows + pass.first + e.node);

@@ -127,20 +127,10 @@ struct RowMoments {
     static constexpr int kEach = 4 * kMultiplyThreads / 16 / 16;
     uint4 part[kEach];  // of two units: sum, squares; sum, squares
 
-    // from: the row's values, from this lane's first on. again: those that were not there.
-    __device__ void load(const uint32_t* from, int n_units, int c, bool again = false) {
-#pragma unroll
-        for (int j = 0; j < kEach; ++j) {
-            if (again && is_there(part[j])) continue;
-            if (!again) part[j] = {};
-            if (16 * j + 2 * c < n_units) part[j] = ptx::load_relaxed_4(from + 32 * j);
-        }
-    }
-    __device__ bool all_there() const {
-        bool all = true;
-#pragma unroll
-        for (int j = 0; j < kEach; ++j) all &= is_there(part[j]);
-        return all;
+    // Of a row that has n_units, once they are there. from: the row's values, from this lane's first on.
+    __device__ void collect(const Block& b, const uint32_t* from, int n_units, int c) {
+        collect_values(
+            b, (n_units - 2 * c + 15) / 16, [&](int k) { return from + 32 * k; }, part);
     }
 
     static __device__ float total(const float (&of)[2][2]) {  // [j % 2][which of the two]
@@ -223,10 +213,7 @@ __device__ inline void collect_rows(const Block& b, const Rows& rows, const Rows
     block_barrier();
     if (!normal) return;
     RowMoments of_row;
-    of_row.load(sums, normal_row < n ? n_units : 0, lane % 8);
-    wait_for(
-        a.scratch.failure, Wait::exchange, [&] { return of_row.all_there(); },
-        [&] { of_row.load(sums, n_units, lane % 8, true); });
+    of_row.collect(b, sums, normal_row < n ? n_units : 0, lane % 8);
     __syncwarp();
     const float2 normal_of_row = of_row.combine(a.model, lane % 8);
     if (normal_row < n && lane % 8 == 0) keep_normal(normal_row, normal_of_row);

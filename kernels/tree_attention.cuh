@@ -188,7 +188,7 @@ __device__ inline void collect_head(const Block& b, int head, int i0, int n, int
         }
         const bool is_query = i < n_query;
         const int of = is_query ? i : i - n_query, node = of / (kHeadSize / 2), at = of % (kHeadSize / 2);
-        const uint64_t* from = b.a.scratch.qkv_words;
+        const uint64_t* from = b.a.scratch.qkv.word;
         uint32_t* to;
         if (is_query) {
             from += (i0 + node) * 2 * E + head * kHeadSize + 2 * at;

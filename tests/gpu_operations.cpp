@@ -314,7 +314,7 @@ TEST_CASE("gpu: each operation of a pass is its twin's on the same input") {
             const Exchanged residual(s, s.x[0], 1, n), moments(s, s.moments[0], 1, n), final(s, s.input[0], 1, n),
                 attention(s, s.attention, 0, n), mlp(s, s.mlp, 0, n);
             const bool words = n <= kNarrow;
-            const std::vector<uint64_t> qkv = fetch(s.qkv_words, size_t(kNarrow) * 2 * E);
+            const std::vector<uint64_t> qkv = fetch(s.qkv.word, size_t(kNarrow) * 2 * E);
             const Exchanged rows_of_qkv(s, s.qkv, 0, std::max(n, 2));
             DeviceModel cache = gpu.device_model();
             std::vector<uint16_t> kv = fetch(cache.kv, size_t(2) * n_head * cache.kv_rows * kHeadSize);
