@@ -106,7 +106,8 @@ HD inline void round_accept(RoundState& state, const Generation& generation, int
     const Tree& tree = state.tree;
     RoundReport& report = state.report;
     Counters& counters = report.counters;
-    const int length = tree_accept(tree, chosen, path), n_text = state.n_text;
+    const int n_text = state.n_text;  // read before the team meets in tree_accept(); one thread alters it below
+    const int length = tree_accept(tree, chosen, path);
     const bool drafted = tree.capacity > 1;
     const uint64_t ends = warp_mask(
         length, [&](int i) { return chosen[path[i]] == generation.end_token || n_text + i >= generation.limit; });
