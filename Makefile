@@ -3,12 +3,12 @@
 #   make            both executables and the tests   make ARCHS="90"   for the given GPU architectures only
 #   make demo       writes text with the model linked into the executable
 #   make test       all tests but the long ones      make test-long    the long ones
-#   make clean
+#   make sanitize   compute-sanitizer, on a GPU      make clean
 
 BUILD ?= build
 ARCHS ?= 80 86 89 90 100 120
 
-.PHONY: all programs demo test test-long clean configure
+.PHONY: all programs demo test test-long sanitize clean configure
 all: configure
 	@ninja -C $(BUILD)
 
@@ -28,6 +28,9 @@ test: all
 
 test-long: all
 	@BUILD=$(BUILD) $(BUILD)/tests --test-case='long:*'
+
+sanitize: all
+	@scripts/sanitize "$(BUILD)"
 
 clean:
 	@rm -rf $(BUILD)
