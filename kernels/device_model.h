@@ -24,6 +24,15 @@ HD constexpr bool registers_to_spare() {
 #endif
 }
 
+// On sm_100 and later it needs even more.
+HD constexpr bool registers_are_short() {
+#if __CUDA_ARCH__ > 900
+    return true;
+#else
+    return false;
+#endif
+}
+
 struct DeviceModel {
     int n_layer, n_head, n_embd, n_positions, n_vocab;
     float epsilon, per_column;  // 1 / n_embd

@@ -148,9 +148,12 @@ __device__ inline void skinny_gemm(Block& b, const TaskMatrix& matrix, int n, bo
             const Ring::Position from = b.ring.position(b.ring.ahead(read, of_held));
             if (item >= lap) b.ring.wait_empty(from);  // in its second lap; held_units are too few for a third
             b.ring.wait_full(from);
-            if (piece == 0 && group == 0)
+            if (piece == 0 && group == 0) {
+                // Kept, lest ptxas work out a part of the sum before the loop over matrices and spill it.
+                const uint32_t slot = registers_are_short() ? ptx::kept(b.ring.slot(from)) : b.ring.slot(from);
                 shared_state.vectors[unit][lane / 16][lane % 16] =
-                    __uint_as_float(ptx::load_shared_4(b.ring.slot(from) + kVectorOffset + lane * 4));
+                    __uint_as_float(ptx::load_shared_4(slot + kVectorOffset + lane * 4));
+            }
             const int row = W == 1 ? 0 : group * kTiles * 8 + (NT == 1 ? min(lane / 4, n - 1) : lane / 4);
             const int quads = piece + 1 < pieces ? a.piece_quads : a.model.n_embd / 64 - piece * a.piece_quads;
             float sum[kTiles][4];
