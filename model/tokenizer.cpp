@@ -262,7 +262,8 @@ Tokenizer Tokenizer::from_section(std::span<const uint8_t> section) {
           "takes token " + std::to_string(word(2)) + " for <|endoftext|>");
 
     tokenizer.merges_.resize(n_merges);
-    std::memcpy(tokenizer.merges_.data(), section.data() + 12 + 4 * uint64_t(n_vocab), 12 * uint64_t(n_merges));
+    if (n_merges > 0)  // else data() may be null
+        std::memcpy(tokenizer.merges_.data(), section.data() + 12 + 4 * uint64_t(n_vocab), 12 * uint64_t(n_merges));
     for (size_t rank = 0; rank < n_merges; ++rank) {
         const auto [left, right, merged] = tokenizer.merges_[rank];
         bool sound = true;
