@@ -21,7 +21,13 @@
 #define NO_UNROLL _Pragma("unroll 1")
 #define ON_GPU(gpu, cpu) gpu
 #else
+#ifndef TEAM_THREAD  // a test has threads of the CPU stand for a block's warps, of one lane each
+#define TEAM_THREAD 0
+#define TEAM_THREADS 1
+#define TEAM_MEETS (void)0
+#define TEAM_ADDS(number, value) ((number += value) - value)
 #define TEAM_SHARED
+#endif
 #define UNROLL
 #define UNROLL_4
 #define NO_UNROLL
@@ -29,21 +35,21 @@
 #endif
 
 HD inline int team_thread() {
-    return ON_GPU(threadIdx.x, 0);
+    return ON_GPU(threadIdx.x, TEAM_THREAD);
 }
 // f(i) for i = 0..n-1, each by one thread.
 template <class F>
 HD inline void team_for(int n, const F& f) {
     NO_UNROLL
-    for (int i = team_thread(); i < n; i += ON_GPU(blockDim.x, 1)) f(i);
+    for (int i = team_thread(); i < n; i += ON_GPU(blockDim.x, TEAM_THREADS)) f(i);
 }
 HD inline void team_sync() {
-    ON_GPU(__syncthreads(), (void)0);
+    ON_GPU(__syncthreads(), TEAM_MEETS);
 }
 // Adds to a shared number, returns what it was before.
 template <class Number>
 HD inline Number team_add(Number& number, Number value) {
-    return ON_GPU(atomicAdd(&number, value), (number += value) - value);
+    return ON_GPU(atomicAdd(&number, value), TEAM_ADDS(number, value));
 }
 
 HD inline int count_bits(uint64_t bits) {
@@ -58,10 +64,10 @@ HD inline uint64_t bits_below(int i) {
 }
 // A warp of the team.
 HD inline int team_warp() {
-    return ON_GPU(threadIdx.x / 32, 0);
+    return ON_GPU(threadIdx.x / 32, TEAM_THREAD);
 }
 HD inline int team_warps() {
-    return ON_GPU(blockDim.x / 32, 1);
+    return ON_GPU(blockDim.x / 32, TEAM_THREADS);
 }
 HD inline int warp_lane() {
     return ON_GPU(threadIdx.x % 32, 0);
