@@ -14,28 +14,11 @@
 #include "kernels/cuda_rounds.h"
 #include "model/tokenizer.h"
 #include "tests/gpu_model.h"
+#include "tests/random_settings.h"
 
 namespace {
 
 const Sampling kSamplings[] = {{}, {.temperature = 1, .top_k = 50}, {.temperature = 0.8f, .top_p = 0.95f}};
-
-// Every setting at its ends, and anything between.
-TreeSettings random_settings(std::mt19937& generator) {
-    const auto pick = [&](int least, int most) {
-        const unsigned which = generator() % 4;
-        return which == 0 ? least : which == 1 ? most : least + int(generator() % (most - least + 1));
-    };
-    TreeSettings settings;
-    settings.nodes = pick(1, kMaxNodes);
-    settings.depth = pick(1, kMaxDepth);
-    settings.children = pick(1, kMaxChildren);
-    settings.draft_width = pick(1, kMaxNodes);
-    settings.draft_passes = pick(1, 16);
-    settings.ngram_nodes = pick(0, settings.draft_width - 1);
-    settings.tau = 0.5f + float(generator() % 20) / 10;
-    settings.draft_cost = float(generator() % 3) * 0.05f;
-    return settings;
-}
 
 struct Written {
     std::vector<int32_t> tokens;

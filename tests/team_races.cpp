@@ -13,6 +13,7 @@
 
 #include "decode/philox.h"
 #include "model/blob.h"
+#include "tests/random_settings.h"
 
 // The functions that follow are this file's own: elsewhere a team is its caller alone.
 #undef HD
@@ -22,21 +23,23 @@ namespace {
 struct Team {
     int size;
     std::barrier<> barrier{size};
-    // Meets the others; some are late after it.
-    void meet(int thread, uint32_t& meetings) {
-        barrier.arrive_and_wait();
-        const uint32_t draw = (++meetings * 2654435761u + uint32_t(thread) * 40503u) >> 24;
-        if (size > 1 && thread > 0 && draw < 64) std::this_thread::sleep_for(std::chrono::microseconds(200));
-    }
 };
 thread_local Team* team = nullptr;
 thread_local int thread_of_team = 0;
 thread_local uint32_t meetings = 0;
+
+// The team meets; some are late after it.
+void meet() {
+    team->barrier.arrive_and_wait();
+    ++meetings;
+    if (thread_of_team > 0 && philox(0, meetings, uint32_t(thread_of_team)) % 4 == 0)
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+}
 }  // namespace
 
 #define TEAM_THREAD thread_of_team
 #define TEAM_THREADS team->size
-#define TEAM_MEETS team->meet(thread_of_team, meetings)
+#define TEAM_MEETS meet()
 #define TEAM_ADDS(number, value) std::atomic_ref(number).fetch_add(value)
 #define TEAM_SHARED static
 #include "decode/round.h"
@@ -44,13 +47,6 @@ thread_local uint32_t meetings = 0;
 namespace {
 
 constexpr int kLimit = 160, kWords = 40;
-
-// A number that is the same for every team.
-uint32_t draw(uint32_t seed, uint32_t a, uint32_t b) {
-    uint32_t x = seed * 0x9e3779b9u ^ a * 0x85ebca6bu ^ b * 0xc2b2ae35u;
-    for (int i = 0; i < 3; ++i) x = (x ^ x >> 15) * 0x2c1b3c6du;
-    return x ^ x >> 13;
-}
 
 // What a generation leaves behind.
 struct Written {
@@ -70,7 +66,7 @@ struct Run {
 
     // The draft's and the target's choices, often the same.
     int32_t wanted(int32_t token, int depth) const {
-        return int32_t(draw(seed, uint32_t(token), uint32_t(depth)) % kWords);
+        return int32_t(philox(seed, uint32_t(depth), uint32_t(token)) % kWords);
     }
 
     // By every thread of the team.
@@ -79,11 +75,11 @@ struct Run {
             round_start(state, generation, text.data());
             while (round_plan(state, generation, text.data())) {
                 const DraftRound& round = state.draft;
-                const int begin = std::max(round_first_with_logits(state), 0);
+                const int begin = round_first_with_logits(state);
                 team_for(round.n_slots - begin, [&](int i) {
                     const int slot = begin + i;
                     for (int c = 0; c < kMaxChildren; ++c) {
-                        const uint32_t x = draw(seed + 1, uint32_t(round.token[slot]), uint32_t(c));
+                        const uint32_t x = philox(seed + 1, uint32_t(c), uint32_t(round.token[slot]));
                         child[i * kMaxChildren + c] = {
                             c == int(x % 3) ? wanted(round.token[slot], round.depth[slot]) : int32_t(kWords + c),
                             -0.3f - 0.7f * float(c)};
@@ -121,7 +117,7 @@ Written write(int team_size, const TreeSettings& settings, uint32_t seed) {
                       .limit = kLimit,
                       .draft_positions = kLimit,
                       .end_token = -1};
-    for (int i = 0; i < 5; ++i) run.text[i] = int32_t(draw(seed, 7, uint32_t(i)) % kWords);
+    for (int i = 0; i < 5; ++i) run.text[i] = int32_t(philox(seed + 2, uint32_t(i), 0) % kWords);
     generation_start(run.state, 5, 4, kLimit, StopReason::max_tokens);
     Team members{team_size};
     std::vector<std::thread> threads;
@@ -144,13 +140,7 @@ TEST_CASE("a round's functions give a team of four, some of them late, what they
     std::mt19937 generator(21);
     int accepted = 0, confirmed = 0;
     for (int round = 0; round < 12; ++round) {
-        TreeSettings settings;
-        settings.nodes = 2 + int(generator() % (kMaxNodes - 1));
-        settings.depth = 1 + int(generator() % kMaxDepth);
-        settings.children = 1 + int(generator() % kMaxChildren);
-        settings.draft_width = 2 + int(generator() % 30);
-        settings.draft_passes = 1 + int(generator() % 6);
-        settings.ngram_nodes = int(generator() % settings.draft_width);
+        const TreeSettings settings = random_settings(generator);
         const uint32_t seed = generator();
         CAPTURE(round);
         const Written one = write(1, settings, seed), four = write(4, settings, seed);
