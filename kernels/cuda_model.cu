@@ -170,7 +170,8 @@ CudaModel::CudaModel(const ModelView& view, int device, int max_shared) : config
         cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
 
     // The weights, through two page-locked buffers in turn. All else starts as zeros.
-    uint8_t *staging = nullptr, *const weights = const_cast<uint8_t*>(model_.weights);
+    uint8_t* const weights = const_cast<uint8_t*>(model_.weights);
+    uint8_t* staging = nullptr;
     cuda_check(cudaHostAlloc(reinterpret_cast<void**>(&staging), 2 * kUploadBytes, cudaHostAllocDefault),
                "allocating page-locked memory");
     const std::unique_ptr<uint8_t, decltype(&cudaFreeHost)> owner(staging, [](void* p) { return cudaFreeHost(p); });
